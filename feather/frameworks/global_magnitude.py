@@ -1,0 +1,20 @@
+"""Feather-Global: one threshold for all layers, the quantile of all magnitudes (Feather, arXiv 2310.02448)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from feather.frameworks.base import Framework
+from feather.selection import magnitude_quantile, zeros_at
+
+
+class GlobalMagnitude(Framework):
+    """T is the interpolated quantile of ``|w|`` over all prunable weights, recomputed at every step."""
+
+    def thresholds(self, weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+        return [magnitude_quantile(weights, sparsity)] * len(weights)
+
+    def zeros(self, sizes: Sequence[int], sparsity: float) -> int:
+        return zeros_at(sparsity, sum(sizes))

@@ -1,0 +1,146 @@
+"""What a sparse-training method is, and the family of methods that threshold magnitudes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feather.frameworks import Framework
+from feather.operator import p_threshold, scale_pruned_gradient
+from feather.schedule import Schedule
+
+
+class Method(ABC):
+    """Three small pieces: ``forward`` (dense weight -> the weight the model sees), ``backward`` (gradient of that ->
+    gradient of the dense weight), and ``update`` (what the method recomputes or learns after an optimizer step).
+
+    Attributes:
+        sparsity: the final target, fraction of prunable weights that are zero.
+        active: whether the method prunes anything at the current step; if not, the model sees the dense weights.
+        identity_backward: whether ``backward`` returns its gradient unchanged, so that no hook is needed.
+    """
+
+    sparsity: float
+    active: bool = False
+    identity_backward: bool = True
+
+    @abstractmethod
+    def scheduled_sparsity(self, step: int) -> float:
+        """The sparsity that the forward pass after ``step`` optimizer steps should have."""
+
+    @abstractmethod
+    def update(self, weights: Sequence[Tensor], step: int) -> None:
+        """Prepare the forward pass that follows ``step`` optimizer steps, from the dense ``weights``."""
+
+    @abstractmethod
+    def forward(self, index: int, weight: Tensor) -> Tensor:
+        """The sparse weight of the dense ``weight`` number ``index``, same shape and type."""
+
+    def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
+        """The gradient of dense weight number ``index`` from ``grad``, that of ``sparse_weight``."""
+        return grad
+
+    @abstractmethod
+    def expected_zeros(self, sizes: Sequence[int]) -> int | None:
+        """Zeros at the end where no magnitudes tie; None for a method that does not control them to the weight."""
+
+    def thresholds(self) -> list[Tensor] | None:
+        """One 0-dim threshold per weight, or None for a method without thresholds."""
+        return None
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Plain values that must agree between a checkpoint and the run that resumes it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that cannot be recomputed from the dense weights and the step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+
+
+class Thresholding(Method):
+    """Magnitude thresholding: operator (p) x gradient rule (theta) x framework x schedule.
+
+    Feather is p = 3 with theta = ``auto_theta(S)``; gradual magnitude pruning is p = inf, theta = 0; the hard
+    straight-through estimator p = inf, theta = 1; soft thresholding p = 1, theta = 1.
+    """
+
+    def __init__(self, schedule: Schedule, framework: Framework, *, p: float, theta: float) -> None:
+        self.schedule = schedule
+        self.framework = framework
+        self.p = p
+        self.theta = theta
+        self.sparsity = schedule.target
+        self.identity_backward = theta == 1
+        self._thresholds: list[Tensor] = []
+
+    def scheduled_sparsity(self, step: int) -> float:
+        return self.schedule(step)
+
+    def update(self, weights: Sequence[Tensor], step: int) -> None:
+        sparsity = self.schedule(step)
+        self.active = sparsity > 0
+        if self.active:
+            self._thresholds = self.framework.thresholds(weights, sparsity)
+
+    def forward(self, index: int, weight: Tensor) -> Tensor:
+        return p_threshold(weight, self._thresholds[index], self.p) if self.active else weight
+
+    def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
+        return scale_pruned_gradient(grad, sparse_weight, self.theta) if self.active else grad
+
+    def expected_zeros(self, sizes: Sequence[int]) -> int:
+        return self.framework.zeros(sizes, self.sparsity)
+
+    def thresholds(self) -> list[Tensor] | None:
+        return self._thresholds if self.active else None
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "p": self.p,
+            "theta": self.theta,
+            "framework": type(self.framework).__name__,
+            "schedule": repr(self.schedule),
+        }
+
+
+class FixedMask(Method):
+    """Keep the zeros that the weights have now: ``w * mask``, gradients and weight decay only on the kept weights."""
+
+    identity_backward = False
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self.masks = [weight.detach() != 0 for weight in weights]
+        self.active = True
+        self._zeros = sum(int((~mask).sum()) for mask in self.masks)
+        self.sparsity = self._zeros / sum(mask.numel() for mask in self.masks)
+
+    def scheduled_sparsity(self, step: int) -> float:
+        return self.sparsity
+
+    def update(self, weights: Sequence[Tensor], step: int) -> None:
+        self.masks = [mask.to(weight.device) for mask, weight in zip(self.masks, weights, strict=True)]
+
+    def forward(self, index: int, weight: Tensor) -> Tensor:
+        return weight.masked_fill(~self.masks[index], 0)
+
+    def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
+        return grad.masked_fill(~self.masks[index], 0)
+
+    def expected_zeros(self, sizes: Sequence[int]) -> int | None:
+        return None  # a kept weight may reach zero by training
+
+    def settings(self) -> dict[str, Any]:
+        return {"mask": "fixed"}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"masks": self.masks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.masks = [mask.to(torch.bool) for mask in state["masks"]]

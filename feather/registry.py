@@ -1,0 +1,188 @@
+"""``create``: sparse training by name, in two lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from feather.frameworks import FRAMEWORKS
+from feather.method import FixedMask, Method, Thresholding
+from feather.operator import auto_theta
+from feather.schedule import Schedule, create_schedule
+from feather.selection import prunable_parameters
+from feather.sparsifier import Sparsifier
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named point of the grid operator x gradient rule x framework; ``fixed`` names what defines the method."""
+
+    p: float
+    theta: float | str
+    fixed: tuple[str, ...] = ()
+    framework: str = "global"
+
+
+PRESETS: dict[str, Preset] = {
+    "feather": Preset(p=3.0, theta="auto"),
+    "gmp": Preset(p=math.inf, theta=0.0, fixed=("p", "theta")),
+    "ste": Preset(p=math.inf, theta=1.0, fixed=("p", "theta")),
+    "soft_ste": Preset(p=1.0, theta=1.0, fixed=("p", "theta")),
+}
+
+
+def methods() -> list[str]:
+    """Names that ``create`` takes."""
+    return ["dense", *PRESETS]
+
+
+def create(
+    method: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    sparsity: float,
+    total_steps: int,
+    p: float | None = None,
+    theta: float | str | None = None,
+    framework: str = "auto",
+    schedule: str | Schedule = "cubic",
+    start_step: int | None = None,
+    end_step: int | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+) -> Sparsifier:
+    """Start sparse training: from here on every ``optimizer.step()`` prunes ``model`` along the schedule.
+
+        sparsifier = feather.create("feather", model, optimizer, sparsity=0.98, total_steps=epochs * len(loader))
+        ...                      # the usual loop
+        sparsifier.finalize()
+
+    Args:
+        method: one of ``methods()``; "dense" (or ``sparsity=0``) prunes nothing.
+        model: any module; DistributedDataParallel and torch.compile may come before or after.
+        optimizer: the optimizer that trains the prunable weights.
+        sparsity: final fraction of zero weights, in [0, 1).
+        total_steps: optimizer steps of the whole run.
+        p: order of the operator, in [1, inf]; default 3 for Feather.
+        theta: scale of pruned weights' gradients, in [0, 1], or "auto" (0.5 above 95 % sparsity, else 1).
+        framework: where thresholds come from: "global", or "auto" for the choice of the method's paper.
+        schedule: "cubic", "linear", "one_shot", or a ``Schedule`` (which then holds its own steps and target).
+        start_step: optimizer step at which pruning starts; default 0.
+        end_step: optimizer step from which the target holds; default half of ``total_steps``.
+        include: patterns of weights to prune; default all of Conv, Linear and MultiheadAttention.
+        exclude: patterns of weights to leave dense.
+
+    Returns:
+        The running ``Sparsifier``.
+
+    Raises:
+        ValueError: an argument is out of range, a pattern matches nothing, nothing is prunable, or the optimizer does
+            not hold a prunable weight.
+    """
+    if method not in methods():
+        raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(methods())}.")
+    _require(isinstance(optimizer, torch.optim.Optimizer), "optimizer", optimizer, "a torch.optim.Optimizer")
+    _require(_is_integer(total_steps) and total_steps >= 1, "total_steps", total_steps, "an integer of at least 1")
+    _require(_is_number(sparsity) and 0 <= sparsity < 1, "sparsity", sparsity, "a number in [0, 1), the fraction of zeros")
+    for name, value in (("start_step", start_step), ("end_step", end_step)):
+        _require(value is None or (_is_integer(value) and 0 <= value <= total_steps), name, value, f"in [0, {total_steps}]")
+    if method == "dense":
+        _require(sparsity == 0, "sparsity", sparsity, "0 with method='dense'")
+    preset = PRESETS.get(method, PRESETS["feather"])
+    for name, value in (("p", p), ("theta", theta)):
+        if value is not None and name in preset.fixed and value != getattr(preset, name):
+            raise ValueError(f"{name}={value!r} does not go with method={method!r}, which is {name}={getattr(preset, name)}.")
+    order = preset.p if p is None else p
+    _require(_is_number(order) and order >= 1, "p", p, "a number in [1, inf]")
+    scale = preset.theta if theta is None else theta
+    if scale == "auto":
+        scale = auto_theta(sparsity)
+    if not (_is_number(scale) and 0 <= scale <= 1):  # type: ignore[operator]
+        raise ValueError(f"theta={theta!r} is out of range: it must be a number in [0, 1] or 'auto'.")
+    framework = preset.framework if framework == "auto" else framework
+    _require(framework in FRAMEWORKS, "framework", framework, f"one of auto, {', '.join(FRAMEWORKS)}")
+    if isinstance(schedule, Schedule):
+        _require(schedule.target == sparsity, "schedule.target", schedule.target, f"sparsity={sparsity}")
+        _require(schedule.end_step <= total_steps, "schedule.end_step", schedule.end_step, f"in [0, {total_steps}]")
+    else:
+        schedule = create_schedule(schedule, sparsity, total_steps, start_step=start_step, end_step=end_step)
+    built = Thresholding(schedule, FRAMEWORKS[framework](), p=float(order), theta=float(scale))
+    parameters = prunable_parameters(model, include, exclude)
+    _require_trainable(parameters, optimizer)
+    return Sparsifier(model, optimizer, built, parameters, total_steps)
+
+
+def fine_tune(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    total_steps: int,
+    mask: str = "fixed",
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+) -> Sparsifier:
+    """Go on training a model that is already sparse, at the sparsity that its weights have.
+
+    Args:
+        mask: "fixed" keeps today's zeros; "free" lets Feather choose them anew at every step, as many as today.
+        model, optimizer, total_steps, include, exclude: as in ``create``.
+
+    Raises:
+        ValueError: as in ``create``, or no prunable weight is zero.
+    """
+    _require(mask in ("fixed", "free"), "mask", mask, "'fixed' or 'free'")
+    _require(_is_integer(total_steps) and total_steps >= 1, "total_steps", total_steps, "an integer of at least 1")
+    parameters = prunable_parameters(model, include, exclude)
+    size = sum(parameter.numel() for parameter in parameters.values())
+    zeros = sum(int((parameter.detach() == 0).sum()) for parameter in parameters.values())
+    if zeros == 0:
+        raise ValueError("No prunable weight of the model is zero: load a sparse checkpoint first, or use feather.create.")
+    if mask == "free":
+        # just above the rank of the largest zero, so that T starts at next to nothing and leaves the weights as they are
+        sparsity = (zeros - 1 + 1e-3) / (size - 1)
+        return create(
+            "feather", model, optimizer, sparsity=sparsity, total_steps=total_steps, schedule="one_shot",
+            include=include, exclude=exclude,
+        )  # fmt: skip
+    _require_trainable(parameters, optimizer)
+    method: Method = FixedMask([parameter.detach() for parameter in parameters.values()])
+    return Sparsifier(model, optimizer, method, parameters, total_steps)
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}={value!r} is out of range: it must be {allowed}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require_trainable(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [name for name, parameter in parameters.items() if id(parameter) not in held]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(
+            f"The optimizer does not hold the prunable weight {missing[0]!r}{more}: give it to the optimizer, "
+            "or leave the weight dense with exclude=[...]."
+        )
+    for name, parameter in parameters.items():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(f"The weight {name!r} is not initialised yet: run the lazy model once before.")
+    devices = {str(parameter.device) for parameter in parameters.values()}
+    if len(devices) > 1:
+        raise ValueError(f"The prunable weights lie on several devices ({', '.join(sorted(devices))}): they must share one.")
+    for hook in optimizer._optimizer_step_pre_hooks.values():  # type: ignore[attr-defined]
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, Sparsifier) and owner.holds(parameters.values()):
+            raise ValueError("Another sparsifier holds weights of this model: call its finalize() or remove() first.")

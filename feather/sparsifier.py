@@ -1,0 +1,429 @@
+"""The mechanism: the model holds the sparse weights, the sparsifier the dense ones.
+
+Between optimizer steps every prunable Parameter holds what the method makes of its dense weight, so the model is at any
+moment the deployable sparse model. The optimizer's own step hooks put the dense weights under the Parameters for the
+update and the new sparse weights back after it; a tensor hook on the Parameter applies the method's gradient rule as the
+gradient arrives. Loops, wrappers and optimizers never know.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import operator
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from feather.method import Method
+from feather.operator import compute_dtype
+from feather.report import SparsityReport, sparsity_report
+from feather.selection import unwrap
+
+_FORMAT = 1
+_CHECK_EVERY = 64  # steps between looks for non-finite weights on a device where looking means waiting
+
+
+class Sparsifier:
+    """Sparse training of ``parameters`` by ``method``, driven by ``optimizer.step()``. Made by ``feather.create``.
+
+    Attributes:
+        step: optimizer steps taken.
+        total_steps: optimizer steps of the whole run.
+        method: the method, with its thresholds or masks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        method: Method,
+        parameters: Mapping[str, nn.Parameter],
+        total_steps: int,
+    ) -> None:
+        self.method = method
+        self.step = 0
+        self.total_steps = total_steps
+        self._names = list(parameters)
+        self._parameters = list(parameters.values())
+        self._dense = [parameter.detach().clone() for parameter in self._parameters]
+        self._holds_dense = True  # what the Parameters hold now
+        self._in_dense = False  # inside `with sparsifier.dense():`
+        self._versions: list[int] = []
+        self._finalized = False
+        self._handles: list[RemovableHandle] = []
+        self._gradient_hooks: dict[int, RemovableHandle] = {}
+        self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+        self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self._owners = _owners(unwrap(model), self._parameters)
+        for module in self._owners:
+            self._handles.append(module.register_load_state_dict_post_hook(_OnLoad(self)))
+        self._check_finite(wait=True)
+        self._update()
+
+    # ---- what users call ------------------------------------------------------------------------------------------
+
+    @property
+    def sparsity(self) -> float:
+        """The sparsity that the schedule gives the next forward pass."""
+        return self.method.scheduled_sparsity(self.step)
+
+    def holds(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether any of ``parameters`` is one of the prunable weights."""
+        own = {id(parameter) for parameter in self._parameters}
+        return any(id(parameter) in own for parameter in parameters)
+
+    def report(self) -> SparsityReport:
+        """Zeros and threshold of every prunable weight as the model holds them now."""
+        thresholds = self.method.thresholds()
+        values = None if thresholds is None else torch.stack([t.double() for t in thresholds]).tolist()
+        return sparsity_report(
+            {name: parameter.detach() for name, parameter in zip(self._names, self._parameters, strict=True)},
+            None if values is None else dict(zip(self._names, values, strict=True)),
+        )
+
+    def masks(self) -> list[Tensor]:
+        """One bool tensor per prunable weight: True where the model's weight is not zero."""
+        return [parameter.detach() != 0 for parameter in self._parameters]
+
+    def mask_change(self, before: Sequence[Tensor]) -> float:
+        """Share of the prunable weights whose mask differs from ``before``, an earlier ``masks()``; in [0, 1]."""
+        changed = [(old != new).sum() for old, new in zip(before, self.masks(), strict=True)]
+        return float(torch.stack(changed).sum()) / sum(mask.numel() for mask in before)
+
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Inside, the model holds the dense weights; a change made there is a change of the dense weights.
+
+        For an exponential moving average of the weights, for inspecting or setting them.
+        """
+        if self._finalized or self._in_dense:
+            yield
+            return
+        self._refuse_outside_changes()
+        self._show_dense()
+        self._in_dense = True
+        versions = self._current_versions()
+        try:
+            yield
+        finally:
+            self._in_dense = False
+            if self._follow_parameters() or versions != self._current_versions():
+                self._take_parameters_as_dense()
+                self._update()
+            else:
+                self._show_sparse()
+
+    def apply_to(self, model: nn.Module) -> None:
+        """Prune another model of the same architecture, in place, with thresholds of its own weights.
+
+        For a model that averages the dense weights (``with sparsifier.dense(): ema.update_parameters(model)``). Call it
+        on a copy where the average goes on.
+
+        Raises:
+            ValueError: ``model`` lacks one of the prunable weights or has it in another shape.
+        """
+        others = _matching_parameters(model, self._names, self._parameters)
+        weights = [parameter.detach().clone() for parameter in others]
+        method = copy.deepcopy(self.method)
+        method.update(weights, self.step)
+        with torch.no_grad():
+            for index, (parameter, weight) in enumerate(zip(others, weights, strict=True)):
+                parameter.copy_(method.forward(index, weight))
+
+    def finalize(self, *, at_once: bool = False) -> SparsityReport:
+        """End sparse training: check the target and remove every hook; the model keeps its sparse weights.
+
+        Args:
+            at_once: prune to the target now if the schedule has not reached it.
+
+        Raises:
+            RuntimeError: the schedule has not reached the target, or the zeros miss it by more than equal magnitudes
+                explain.
+            FloatingPointError: a weight is not finite.
+        """
+        if self._finalized:
+            return self.report()
+        self._refuse_outside_changes()
+        self._check_finite(wait=True)
+        if self.sparsity != self.method.sparsity:
+            if not at_once:
+                raise RuntimeError(
+                    f"The schedule stands at sparsity {self.sparsity:.4f} of {self.method.sparsity} after {self.step} of "
+                    f"{self.total_steps} optimizer steps: train on, or call finalize(at_once=True) to prune the rest now."
+                )
+            self.method.update(self._dense, self.total_steps)
+            self._show_sparse()
+        report = self.report()
+        self._check_target(report.zeros)
+        self.remove()
+        return report
+
+    def remove(self) -> None:
+        """Detach from the model and the optimizer; the model keeps the sparse weights that it holds."""
+        for handle in (*self._handles, *self._gradient_hooks.values()):
+            handle.remove()
+        self._handles, self._gradient_hooks = [], {}
+        self._dense = []
+        self._finalized = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on, beside the model's and the optimizer's state: loads with ``weights_only=True``."""
+        self._refuse_finalized("state_dict")
+        self._refuse_outside_changes()
+        self._check_finite(wait=True)
+        return {
+            "format": _FORMAT,
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "settings": self.method.settings(),
+            "dense": dict(zip(self._names, self._dense, strict=True)),
+            "method": self.method.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``; the model's prunable weights are set as well, in whatever order things load.
+
+        Raises:
+            ValueError: the state is of another format, method setting, length or set of weights.
+        """
+        self._refuse_finalized("load_state_dict")
+        expected = {"format": _FORMAT, "total_steps": self.total_steps, "settings": self.method.settings()}
+        for key, value in expected.items():
+            if state.get(key) != value:
+                raise ValueError(
+                    f"The sparsifier's state has {key}={state.get(key)!r}, this run has {value!r}: "
+                    "create the sparsifier with the arguments of the run that it goes on from."
+                )
+        shapes = {name: tuple(w.shape) for name, w in zip(self._names, self._dense, strict=True)}
+        if {name: tuple(w.shape) for name, w in state["dense"].items()} != shapes:
+            raise ValueError("The sparsifier's state holds other prunable weights than this model has.")
+        for name, weight in zip(self._names, self._dense, strict=True):
+            weight.copy_(state["dense"][name])
+        self.step = int(state["step"])
+        self.method.load_state_dict(state["method"])
+        self._update()
+
+    # ---- hooks ----------------------------------------------------------------------------------------------------
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._refuse_outside_changes()
+        if self.step == self.total_steps:
+            warnings.warn(
+                f"total_steps={self.total_steps} optimizer steps are done; further steps keep the sparsity at its target.",
+                stacklevel=2,
+            )
+        self._show_dense()
+        # optimizer.step(self, closure): whatever a closure evaluates, it must see the sparse weights
+        if len(args) > 1 and callable(args[1]):
+            return (args[0], self._with_sparse(args[1]), *args[2:]), kwargs
+        if callable(kwargs.get("closure")):
+            return args, {**kwargs, "closure": self._with_sparse(kwargs["closure"])}
+        return None
+
+    def _with_sparse(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        @functools.wraps(closure)
+        def evaluate() -> Any:
+            self._take_parameters_as_dense()
+            self._show_sparse()
+            try:
+                return closure()
+            finally:
+                self._show_dense()
+
+        return evaluate
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._take_parameters_as_dense()
+        self.step += 1
+        self._check_finite(wait=False)
+        self._update()
+
+    def _update(self) -> None:
+        with torch.no_grad():
+            self.method.update(self._dense, self.step)
+        self._show_sparse()
+
+    def _hook_gradients(self) -> None:
+        """Register the gradient rule on every weight that is trained (a frozen one may be unfrozen later)."""
+        for index, parameter in enumerate(self._parameters):
+            if index not in self._gradient_hooks and parameter.requires_grad:
+                backward = functools.partial(self._backward, index, parameter)
+                self._gradient_hooks[index] = parameter.register_hook(backward)
+
+    def _backward(self, index: int, parameter: nn.Parameter, grad: Tensor) -> Tensor:
+        return self.method.backward(index, grad, parameter.detach())
+
+    # ---- moving weights -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _show_sparse(self) -> None:
+        self._follow_parameters()
+        if not self.method.active:
+            if not self._holds_dense or self._versions != self._current_versions():
+                torch._foreach_copy_(self._parameters, self._dense)
+        else:
+            for index, (parameter, weight) in enumerate(zip(self._parameters, self._dense, strict=True)):
+                parameter.copy_(self.method.forward(index, weight))
+        self._holds_dense = not self.method.active
+        self._versions = self._current_versions()
+        if not self.method.identity_backward:
+            self._hook_gradients()
+
+    @torch.no_grad()
+    def _show_dense(self) -> None:
+        if not self._holds_dense:
+            torch._foreach_copy_(self._parameters, self._dense)
+            self._holds_dense = True
+
+    @torch.no_grad()
+    def _take_parameters_as_dense(self) -> None:
+        torch._foreach_copy_(self._dense, self._parameters)
+
+    def _follow_parameters(self) -> bool:
+        """Bring the dense copies to where ``model.to(...)`` has brought the Parameters: device, type and layout."""
+        moved = False
+        for index, (parameter, weight) in enumerate(zip(self._parameters, self._dense, strict=True)):
+            if (parameter.device, parameter.dtype, parameter.stride()) != (weight.device, weight.dtype, weight.stride()):
+                self._dense[index] = torch.empty_like(parameter).copy_(weight).detach()
+                moved = True
+        if moved:
+            self.method.update(self._dense, self.step)
+        return moved
+
+    # ---- checks ---------------------------------------------------------------------------------------------------
+
+    def _current_versions(self) -> list[int]:
+        return [parameter._version for parameter in self._parameters]
+
+    @torch.no_grad()
+    def _refuse_outside_changes(self) -> None:
+        """Weights written between steps by anybody else would be lost at the next step: say so instead."""
+        if self._finalized:
+            return
+        if self._in_dense:
+            raise RuntimeError("The model holds its dense weights now: leave `with sparsifier.dense():` first.")
+        if self._follow_parameters():
+            self._show_sparse()
+            return
+        if self._holds_dense and self.method.active:  # an optimizer step that raised half-way
+            self._take_parameters_as_dense()
+            self._show_sparse()
+            return
+        for index, (parameter, version) in enumerate(zip(self._parameters, self._versions, strict=True)):
+            if parameter._version == version:
+                continue
+            if not torch.equal(parameter, self.method.forward(index, self._dense[index])):
+                if self.step == 0 and self._holds_dense:  # initialised, or broadcast by DDP, after create
+                    self._dense[index].copy_(parameter)
+                    continue
+                raise RuntimeError(
+                    f"The weight {self._names[index]!r} was changed from outside between two optimizer steps; change "
+                    "the dense weights inside `with sparsifier.dense():` (before the first step: create the sparsifier "
+                    "after initialising, loading and wrapping the model)."
+                )
+        self._versions = self._current_versions()
+
+    @torch.no_grad()
+    def _check_finite(self, wait: bool) -> None:
+        """Name the first weight that holds a NaN or an infinity; without ``wait`` never more often than is free."""
+        if self._dense[0].device.type != "cpu" and not wait and self.step % _CHECK_EVERY:
+            return
+        sums = torch.stack([weight.sum(dtype=compute_dtype(weight.dtype)).double() for weight in self._dense])
+        for name, total in zip(self._names, sums.tolist(), strict=True):
+            if total - total != 0:
+                raise FloatingPointError(f"The weight {name!r} holds a NaN or an infinity after {self.step} optimizer steps.")
+
+    def _check_target(self, zeros: int) -> None:
+        expected = self.method.expected_zeros([weight.numel() for weight in self._dense])
+        if expected is None or zeros == expected:
+            return
+        pruned = [w[p == 0].abs() for w, p in zip(self._dense, self._parameters, strict=True)]
+        largest = max((float(w.max()) for w in pruned if w.numel()), default=0.0)
+        smaller = sum(int((w.abs() < largest).sum()) for w in self._dense)
+        if not smaller < expected <= zeros:
+            size = sum(weight.numel() for weight in self._dense)
+            raise RuntimeError(
+                f"{zeros} of {size} weights are zero where sparsity={self.method.sparsity} asks for {expected}; "
+                "equal magnitudes do not explain the difference."
+            )
+
+    def _refuse_finalized(self, call: str) -> None:
+        if self._finalized:
+            raise RuntimeError(f"{call}() after finalize(): the sparsifier has let go of the model; save model.state_dict().")
+
+    def _loaded(self, module: nn.Module) -> None:
+        """Take the weights that ``load_state_dict`` has brought into ``module`` as dense."""
+        if self._finalized or self._in_dense:  # dense() takes over what changes inside it
+            return
+        for index in self._owners.get(module, ()):
+            parameter = self._parameters[index]
+            if all(parameter is not own for own in module._parameters.values()):
+                raise RuntimeError(
+                    f"load_state_dict(assign=True) replaced the Parameter {self._names[index]!r} that the optimizer and "
+                    "the sparsifier hold: load with assign=False, or create both after loading."
+                )
+        if self._follow_parameters():
+            return
+        with torch.no_grad():
+            changed = [
+                index
+                for index in self._owners.get(module, ())
+                if self._parameters[index]._version != self._versions[index]
+                # a resumed checkpoint may bring the very sparse weights that this state shows
+                and not torch.equal(self._parameters[index], self.method.forward(index, self._dense[index]))
+            ]
+            for index in changed:
+                self._dense[index].copy_(self._parameters[index])
+        if changed:
+            self._update()
+
+
+class _OnLoad:
+    """Tells the sparsifier that a module's weights were loaded; a copy or pickle of the module carries a no-op."""
+
+    def __init__(self, sparsifier: Sparsifier) -> None:
+        self._sparsifier = weakref.ref(sparsifier)
+
+    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
+        sparsifier = self._sparsifier()
+        if sparsifier is not None:
+            sparsifier._loaded(module)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # from the standard library alone, so that torch.save(model) loads where feather is not installed
+        return functools.partial, (operator.setitem, {})
+
+
+def _owners(model: nn.Module, parameters: Sequence[nn.Parameter]) -> dict[nn.Module, list[int]]:
+    """The modules that hold prunable weights, each with the indices of its own."""
+    index = {id(parameter): i for i, parameter in enumerate(parameters)}
+    owners: dict[nn.Module, list[int]] = {}
+    for module in model.modules():
+        own = [index[id(p)] for p in module._parameters.values() if p is not None and id(p) in index]
+        if own:
+            owners[module] = own
+    return owners
+
+
+def _matching_parameters(
+    model: nn.Module, names: Sequence[str], parameters: Sequence[nn.Parameter]
+) -> list[nn.Parameter]:
+    model = unwrap(model)
+    available = dict(model.named_parameters(remove_duplicate=False))
+    prefix = "module." if f"module.{names[0]}" in available else ""  # torch.optim.swa_utils.AveragedModel
+    found = []
+    for name, parameter in zip(names, parameters, strict=True):
+        other = available.get(prefix + name)
+        if other is None or other.shape != parameter.shape:
+            raise ValueError(f"The model has no weight {name!r} of shape {tuple(parameter.shape)} to prune.")
+        found.append(other)  # type: ignore[arg-type]
+    return found  # type: ignore[return-value]
