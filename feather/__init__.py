@@ -2,7 +2,7 @@
 
 from feather.frameworks import FRAMEWORKS
 from feather.operator import auto_theta, p_threshold, scale_pruned_gradient
-from feather.registry import create, fine_tune, methods
+from feather.registry import create, default_framework, fine_tune, methods
 from feather.report import FlopsReport, SparsityReport, count_flops, sparsity_report
 from feather.schedule import Cubic, Linear, OneShot, Schedule
 from feather.selection import magnitude_quantile, prunable_parameters, zeros_at
@@ -12,6 +12,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FRAMEWORKS", "Cubic", "FlopsReport", "Linear", "OneShot", "Schedule", "Sparsifier", "SparsityReport",
-    "auto_theta", "count_flops", "create", "fine_tune", "magnitude_quantile", "methods", "p_threshold",
+    "auto_theta", "count_flops", "create", "default_framework", "fine_tune", "magnitude_quantile", "methods", "p_threshold",
     "prunable_parameters", "scale_pruned_gradient", "sparsity_report", "zeros_at",
 ]  # fmt: skip

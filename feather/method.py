@@ -60,7 +60,7 @@ class Method(ABC):
         """State that cannot be recomputed from the dense weights and the step."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Restore what ``state_dict`` returned."""
 
 

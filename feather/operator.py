@@ -30,7 +30,8 @@ def p_threshold(weight: Tensor, threshold: Tensor, p: float = 3.0) -> Tensor:
     Returns:
         A new tensor of ``weight``'s shape and type; zero exactly where ``|w| <= T``. A NaN stays a NaN.
     """
-    w = weight.to(compute_dtype(weight.dtype))  # |w|^3 would underflow in fp16 below 3e-3
+    # |w|^3 would underflow in fp16 below 3e-3; an fp64 threshold rounded to fp32 could reach the weight above it
+    w = weight.to(torch.promote_types(compute_dtype(weight.dtype), threshold.dtype))
     magnitude = w.abs()
     if math.isinf(p):
         thresholded = w
@@ -39,6 +40,9 @@ def p_threshold(weight: Tensor, threshold: Tensor, p: float = 3.0) -> Tensor:
     else:
         gap = (magnitude - threshold).div_(magnitude)
         thresholded = _one_minus_power(gap, p).pow_(1 / p).mul_(w)
+    if weight.dtype != w.dtype:  # a kept weight must not round to zero
+        smallest = torch.finfo(weight.dtype).smallest_normal * torch.finfo(weight.dtype).eps
+        thresholded = thresholded.abs().clamp_(min=smallest).copysign_(w)
     thresholded = thresholded.masked_fill(magnitude <= threshold, 0)
     return torch.where(threshold > 0, thresholded, w).to(weight.dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from feather.frameworks import FRAMEWORKS
 from feather.method import FixedMask, Method, Thresholding
 from feather.operator import auto_theta
 from feather.schedule import Schedule, create_schedule
-from feather.selection import prunable_parameters
+from feather.selection import prunable_parameters, zeros_at
 from feather.sparsifier import Sparsifier
 
 
@@ -38,6 +39,11 @@ PRESETS: dict[str, Preset] = {
 def methods() -> list[str]:
     """Names that ``create`` takes."""
     return ["dense", *PRESETS]
+
+
+def default_framework(method: str) -> str | None:
+    """What ``framework="auto"`` means for ``method``: the choice of its paper; None for the dense run."""
+    return PRESETS[method].framework if method in PRESETS else None
 
 
 def create(
@@ -86,35 +92,41 @@ def create(
     """
     if method not in methods():
         raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(methods())}.")
-    _require(isinstance(optimizer, torch.optim.Optimizer), "optimizer", optimizer, "a torch.optim.Optimizer")
-    _require(_is_integer(total_steps) and total_steps >= 1, "total_steps", total_steps, "an integer of at least 1")
-    _require(_is_number(sparsity) and 0 <= sparsity < 1, "sparsity", sparsity, "a number in [0, 1), the fraction of zeros")
-    for name, value in (("start_step", start_step), ("end_step", end_step)):
-        _require(value is None or (_is_integer(value) and 0 <= value <= total_steps), name, value, f"in [0, {total_steps}]")
+    _require_common(model, optimizer, total_steps)
+    _require(_is_number(sparsity) and 0 <= sparsity < 1, "sparsity", sparsity, "in [0, 1), the fraction of zeros")
+    for name, step in (("start_step", start_step), ("end_step", end_step)):
+        _require(step is None or (_is_integer(step) and 0 <= step <= total_steps), name, step, f"in [0, {total_steps}]")
     if method == "dense":
         _require(sparsity == 0, "sparsity", sparsity, "0 with method='dense'")
     preset = PRESETS.get(method, PRESETS["feather"])
     for name, value in (("p", p), ("theta", theta)):
-        if value is not None and name in preset.fixed and value != getattr(preset, name):
-            raise ValueError(f"{name}={value!r} does not go with method={method!r}, which is {name}={getattr(preset, name)}.")
+        own = getattr(preset, name)
+        if value is not None and name in preset.fixed and value != own:
+            raise ValueError(f"{name}={value!r} does not go with method={method!r}, which is {name}={own}.")
     order = preset.p if p is None else p
     _require(_is_number(order) and order >= 1, "p", p, "a number in [1, inf]")
     scale = preset.theta if theta is None else theta
     if scale == "auto":
         scale = auto_theta(sparsity)
-    if not (_is_number(scale) and 0 <= scale <= 1):  # type: ignore[operator]
-        raise ValueError(f"theta={theta!r} is out of range: it must be a number in [0, 1] or 'auto'.")
+    _require(
+        isinstance(scale, Real) and _is_number(scale) and 0 <= scale <= 1,
+        "theta",
+        theta,
+        "a number in [0, 1] or 'auto'",
+    )
     framework = preset.framework if framework == "auto" else framework
     _require(framework in FRAMEWORKS, "framework", framework, f"one of auto, {', '.join(FRAMEWORKS)}")
     if isinstance(schedule, Schedule):
+        for name, step in (("start_step", start_step), ("end_step", end_step)):
+            _require(step is None, name, step, "left out where schedule is a Schedule, which holds its own")
         _require(schedule.target == sparsity, "schedule.target", schedule.target, f"sparsity={sparsity}")
         _require(schedule.end_step <= total_steps, "schedule.end_step", schedule.end_step, f"in [0, {total_steps}]")
     else:
-        schedule = create_schedule(schedule, sparsity, total_steps, start_step=start_step, end_step=end_step)
+        schedule = create_schedule(schedule, float(sparsity), total_steps, start_step=start_step, end_step=end_step)
     built = Thresholding(schedule, FRAMEWORKS[framework](), p=float(order), theta=float(scale))
     parameters = prunable_parameters(model, include, exclude)
-    _require_trainable(parameters, optimizer)
-    return Sparsifier(model, optimizer, built, parameters, total_steps)
+    _require_trainable(model, parameters, optimizer)
+    return Sparsifier(model, optimizer, built, parameters, int(total_steps))
 
 
 def fine_tune(
@@ -136,22 +148,27 @@ def fine_tune(
         ValueError: as in ``create``, or no prunable weight is zero.
     """
     _require(mask in ("fixed", "free"), "mask", mask, "'fixed' or 'free'")
-    _require(_is_integer(total_steps) and total_steps >= 1, "total_steps", total_steps, "an integer of at least 1")
+    _require_common(model, optimizer, total_steps)
     parameters = prunable_parameters(model, include, exclude)
     size = sum(parameter.numel() for parameter in parameters.values())
     zeros = sum(int((parameter.detach() == 0).sum()) for parameter in parameters.values())
-    if zeros == 0:
-        raise ValueError("No prunable weight of the model is zero: load a sparse checkpoint first, or use feather.create.")
+    if zeros in (0, size):
+        which = "No" if zeros == 0 else "Every"
+        raise ValueError(
+            f"{which} prunable weight of the model is zero: load a sparse checkpoint first, or use feather.create."
+        )
     if mask == "free":
-        # just above the rank of the largest zero, so that T starts at next to nothing and leaves the weights as they are
-        sparsity = (zeros - 1 + 1e-3) / (size - 1)
+        # the rank of the largest zero, so that T starts at zero and leaves the weights as they are
+        sparsity = (zeros - 1) / (size - 1)
+        while zeros_at(sparsity, size) < zeros:
+            sparsity = math.nextafter(sparsity, 1)
         return create(
             "feather", model, optimizer, sparsity=sparsity, total_steps=total_steps, schedule="one_shot",
             include=include, exclude=exclude,
         )  # fmt: skip
-    _require_trainable(parameters, optimizer)
+    _require_trainable(model, parameters, optimizer)
     method: Method = FixedMask([parameter.detach() for parameter in parameters.values()])
-    return Sparsifier(model, optimizer, method, parameters, total_steps)
+    return Sparsifier(model, optimizer, method, parameters, int(total_steps))
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -160,14 +177,20 @@ def _require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _require_trainable(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+def _require_common(model: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
+    _require(isinstance(model, nn.Module), "model", model, "a torch.nn.Module")
+    _require(isinstance(optimizer, torch.optim.Optimizer), "optimizer", optimizer, "a torch.optim.Optimizer")
+    _require(_is_integer(total_steps) and total_steps >= 1, "total_steps", total_steps, "an integer of at least 1")
+
+
+def _require_trainable(model: nn.Module, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [name for name, parameter in parameters.items() if id(parameter) not in held]
     if missing:
@@ -181,8 +204,6 @@ def _require_trainable(parameters: dict[str, nn.Parameter], optimizer: torch.opt
             raise ValueError(f"The weight {name!r} is not initialised yet: run the lazy model once before.")
     devices = {str(parameter.device) for parameter in parameters.values()}
     if len(devices) > 1:
-        raise ValueError(f"The prunable weights lie on several devices ({', '.join(sorted(devices))}): they must share one.")
-    for hook in optimizer._optimizer_step_pre_hooks.values():  # type: ignore[attr-defined]
-        owner = getattr(hook, "__self__", None)
-        if isinstance(owner, Sparsifier) and owner.holds(parameters.values()):
-            raise ValueError("Another sparsifier holds weights of this model: call its finalize() or remove() first.")
+        raise ValueError(f"The prunable weights lie on {', '.join(sorted(devices))}: they must share one device.")
+    if any(sparsifier.holds(parameters.values()) for sparsifier in Sparsifier.of(model)):
+        raise ValueError("Another sparsifier holds weights of this model: call its finalize() or remove() first.")

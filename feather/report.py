@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from feather.selection import unwrap
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -239,8 +241,8 @@ def count_flops(model: nn.Module, *example_inputs: Any) -> FlopsReport:
     (attention scores) are not.
 
     Args:
-        model: any eager module; it runs once in eval mode and is unchanged afterwards. On the meta device the dense
-            numbers are right and every weight counts as non-zero.
+        model: any module, wrapped or not; it runs once in eval mode and is unchanged afterwards. On the meta device the
+            dense numbers are right and every weight counts as non-zero.
         example_inputs: what the model is called with. The first tensor's first dimension is the number of samples.
 
     Raises:
@@ -250,8 +252,8 @@ def count_flops(model: nn.Module, *example_inputs: Any) -> FlopsReport:
     if first is None or first.dim() == 0 or first.shape[0] == 0:
         raise ValueError("count_flops needs an example input: a tensor whose first dimension is the number of samples.")
     samples = first.shape[0]
-    # torch.compile's wrapper runs its compiled code and would pass hooks by.
-    model = getattr(model, "_orig_mod", model)
+    # The code that torch.compile's wrapper runs would pass the hooks by.
+    model = unwrap(model)
 
     recorder = _Recorder(model)
     counted = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear, nn.MultiheadAttention)

@@ -25,11 +25,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.target < 1:
-            raise ValueError(f"sparsity={self.target!r} is outside [0, 1): it is the fraction of weights that are zero.")
+            raise ValueError(f"sparsity={self.target!r} is outside [0, 1), the fraction of weights that are zero.")
         if self.start_step < 0:
-            raise ValueError(f"start_step={self.start_step!r} is outside [0, end_step].")
+            raise ValueError(f"start_step={self.start_step!r} is outside [0, end_step={self.end_step!r}].")
         if self.end_step < self.start_step:
-            raise ValueError(f"end_step={self.end_step!r} is before start_step={self.start_step!r}.")
+            raise ValueError(f"end_step={self.end_step!r} is outside [start_step={self.start_step!r}, total_steps].")
 
     def __call__(self, step: int) -> float:
         if step < self.start_step:
@@ -85,6 +85,11 @@ def create_schedule(
         raise ValueError(f"schedule={name!r} is unknown: choose one of {', '.join(SCHEDULES)}.")
     start = 0 if start_step is None else start_step
     end = max(total_steps // 2, start) if end_step is None else end_step
-    if end > total_steps:
-        raise ValueError(f"end_step={end!r} is outside [start_step, total_steps={total_steps}].")
+    for argument, step in (("start_step", start), ("end_step", end)):
+        if step > total_steps:
+            raise ValueError(f"{argument}={step!r} is outside [0, total_steps={total_steps}].")
+    if name == "one_shot" and end_step not in (None, start):
+        raise ValueError(
+            f"end_step={end_step!r} does not go with schedule='one_shot', which ends at start_step={start}."
+        )
     return SCHEDULES[name](sparsity, start, end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from feather.operator import compute_dtype
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHT_NAMES: dict[type[nn.Module], tuple[str, ...]] = {
-    **{convolution: ("weight",) for convolution in _CONVOLUTIONS},
+    **dict.fromkeys(_CONVOLUTIONS, ("weight",)),
     nn.Linear: ("weight",),
     nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
 }
@@ -25,7 +26,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
         elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+            model = cast(nn.Module, model._orig_mod)
         else:
             return model
 
@@ -36,7 +37,8 @@ def prunable_parameters(
     """The weights that a method prunes, by name, one entry per Parameter object.
 
     By default these are the weights of Conv1d-3d, ConvTranspose1d-3d and Linear and the packed projections of
-    MultiheadAttention, never biases or normalisation layers. A weight shared with an Embedding counts as the Embedding's.
+    MultiheadAttention, never biases or normalisation layers. A weight shared with an Embedding is the Embedding's, and
+    a shared weight answers to each of its names.
 
     Args:
         model: any module, wrapped or not.
@@ -52,41 +54,46 @@ def prunable_parameters(
     for argument, patterns in (("include", include), ("exclude", exclude)):
         if isinstance(patterns, str):
             raise ValueError(f"{argument}={patterns!r} is a string: give a list of patterns, [{patterns!r}].")
-    defaults, others = _candidates(model)
+    defaults, others, computed = _candidates(model)
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(parameter), []).append(name)
     matched: set[str] = set()
 
-    def matches(name: str, patterns: Sequence[str]) -> bool:
-        hits = [p for p in patterns if fnmatchcase(name, p) or fnmatchcase(name.rpartition(".")[0], p)]
+    def matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+        """Whether a pattern fits the name of a parameter or of its module."""
+        hits = [p for p in patterns for n in names if fnmatchcase(n, p) or fnmatchcase(n.rpartition(".")[0], p)]
         matched.update(hits)
         return bool(hits)
 
+    def chosen(names: Sequence[str], default: bool) -> bool:
+        patterns = include if default else [p for p in include or () if not _is_wildcard(p)]
+        included = patterns is None or matches(names, patterns)
+        return not matches(names, exclude) and included
+
     selected = {}
     for name, parameter in model.named_parameters():
-        if name in defaults:
-            chosen = include is None or matches(name, include)
+        names = aliases[id(parameter)]
+        if name in defaults or name in others:
+            if chosen(names, name in defaults):
+                selected[name] = parameter
         else:
-            exact = [p for p in include or () if not _is_wildcard(p)]
-            chosen = name in others and matches(name, exact)
-        if matches(name, exclude):
-            chosen = False
-        if chosen:
-            selected[name] = parameter
-
-    for argument, patterns in (("include", include or ()), ("exclude", exclude)):
-        for pattern in patterns:
+            matches(names, exclude)  # to leave a bias or a norm dense needs no pattern, but is no mistake
+    refused = [name for name in computed if chosen([name], True)]
+    for argument, given in (("include", include or ()), ("exclude", exclude)):
+        for pattern in given:
             if pattern not in matched:
-                known = ", ".join(list(defaults)[:4])
+                known = ", ".join([*defaults, *others][:4])
                 raise ValueError(f"{argument}: the pattern {pattern!r} matches no weight; names look like {known}.")
+    if refused:
+        raise ValueError(
+            f"The weight of layer {refused[0].rpartition('.')[0]!r} is computed by a parametrization or pruning hook: "
+            "remove that first, or leave the layer out with exclude=[...]."
+        )
     if not selected:
         raise ValueError(
-            "Nothing is prunable: the model has no Conv, Linear or MultiheadAttention weight that include and exclude leave."
+            "Nothing is prunable: include and exclude leave no Conv, Linear or MultiheadAttention weight of the model."
         )
-    for name in selected:
-        if defaults.get(name, selected[name]) is None:
-            raise ValueError(
-                f"The weight of layer {name.rpartition('.')[0]!r} is computed by a parametrization or pruning hook: "
-                "remove that first, or leave the layer out with exclude=[...]."
-            )
     return selected
 
 
@@ -94,32 +101,29 @@ def _is_wildcard(pattern: str) -> bool:
     return any(character in pattern for character in "*?[")
 
 
-def _candidates(model: nn.Module) -> tuple[dict[str, nn.Parameter | None], dict[str, nn.Parameter]]:
-    """Default weights and other selectable weights by their first name in the model."""
+def _candidates(model: nn.Module) -> tuple[list[str], list[str], list[str]]:
+    """Default weights, other selectable weights, and default weights that are no Parameters but computed by hooks."""
     first_name = {id(parameter): name for name, parameter in model.named_parameters()}
     embeddings = {
         id(module.weight) for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
     }
-    defaults: dict[str, nn.Parameter | None] = {}
+    defaults: dict[str, None] = {}
+    computed: dict[str, None] = {}
     for module_name, module in model.named_modules():
         for kind, attributes in _WEIGHT_NAMES.items():
-            if not isinstance(module, kind):
-                continue
-            for attribute in attributes:
+            for attribute in attributes if isinstance(module, kind) else ():
                 parameter = module._parameters.get(attribute)
-                if parameter is not None and id(parameter) not in embeddings:
-                    defaults[first_name[id(parameter)]] = parameter
-                elif parameter is None and attribute == "weight":
-                    prefix = f"{module_name}." if module_name else ""
-                    for name in first_name.values():  # parametrizations.weight.original0, weight_g, weight_orig, ...
-                        if name.startswith(prefix) and "weight" in name[len(prefix) :]:
-                            defaults[name] = None
-    others = {
-        name: parameter
+                if parameter is not None:
+                    if id(parameter) not in embeddings:
+                        defaults[first_name[id(parameter)]] = None
+                elif attribute not in module._parameters:  # parametrize, weight_norm and prune take it out
+                    computed[f"{module_name}.{attribute}" if module_name else attribute] = None
+    others = [
+        name
         for name, parameter in model.named_parameters()
         if name not in defaults and parameter.ndim >= 2 and parameter.is_floating_point()
-    }
-    return defaults, others
+    ]
+    return list(defaults), others, list(computed)
 
 
 def zeros_at(sparsity: float, size: int) -> int:
@@ -144,7 +148,8 @@ def magnitude_quantile(weights: Sequence[Tensor], sparsity: float) -> Tensor:
     position = (size - 1) * sparsity
     rank = math.floor(position)
     ranks = (rank, min(rank + 1, size - 1))
-    lower, upper = _order_statistics_by_sort(weights, ranks) if weights[0].is_cuda else _order_statistics(weights, ranks)
+    order_statistics = _order_statistics if weights[0].device.type == "cpu" else _order_statistics_by_sort
+    lower, upper = order_statistics(weights, ranks)
     threshold = torch.lerp(lower, upper, position - rank)
     below_upper = torch.nextafter(upper, torch.zeros_like(upper))
     return torch.where(lower < upper, torch.minimum(threshold, below_upper), threshold)
@@ -192,7 +197,7 @@ def _magnitude_chunks(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator
     """All magnitudes once, as 1-D tensors of about ``_CHUNK`` elements: large weights cut, small ones joined."""
     waiting: list[Tensor] = []
     for weight in weights:
-        for piece in _flat(weight.detach()).split(_CHUNK):
+        for piece in torch.split(_flat(weight.detach()), _CHUNK):
             waiting.append(piece)
             if sum(w.numel() for w in waiting) >= _CHUNK:
                 yield _magnitudes(waiting, dtype)
@@ -206,7 +211,6 @@ def _magnitudes(pieces: list[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def _flat(weight: Tensor) -> Tensor:
-    """A 1-D view in memory order where there is one (contiguous, channels_last); else a copy."""
-    if weight.is_contiguous() or not torch._prims_common.is_non_overlapping_and_dense(weight):
-        return weight.reshape(-1)
-    return weight.as_strided((weight.numel(),), (1,))
+    """All elements in memory order: a view where the memory is dense (contiguous, channels_last), else a copy."""
+    order = sorted(range(weight.ndim), key=weight.stride, reverse=True)
+    return weight.permute(order).reshape(-1)

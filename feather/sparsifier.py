@@ -2,19 +2,18 @@
 
 Between optimizer steps every prunable Parameter holds what the method makes of its dense weight, so the model is at any
 moment the deployable sparse model. The optimizer's own step hooks put the dense weights under the Parameters for the
-update and the new sparse weights back after it; a tensor hook on the Parameter applies the method's gradient rule as the
-gradient arrives. Loops, wrappers and optimizers never know.
+update and the new sparse weights back after it; a tensor hook on the Parameter applies the method's gradient rule as
+the gradient arrives. Loops, wrappers and optimizers never know.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import operator
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,19 +51,25 @@ class Sparsifier:
         self.total_steps = total_steps
         self._names = list(parameters)
         self._parameters = list(parameters.values())
+        self._tensors: list[Tensor] = [*self._parameters]  # the same list for calls that ask for plain tensors
         self._dense = [parameter.detach().clone() for parameter in self._parameters]
         self._holds_dense = True  # what the Parameters hold now
         self._in_dense = False  # inside `with sparsifier.dense():`
+        self._load_call: tuple[nn.Module, list[str]] | None = None  # the load_state_dict call that is under way
         self._versions: list[int] = []
         self._finalized = False
-        self._handles: list[RemovableHandle] = []
-        self._gradient_hooks: dict[int, RemovableHandle] = {}
-        self._handles.append(optimizer.register_step_pre_hook(self._before_step))
-        self._handles.append(optimizer.register_step_post_hook(self._after_step))
-        self._owners = _owners(unwrap(model), self._parameters)
-        for module in self._owners:
-            self._handles.append(module.register_load_state_dict_post_hook(_OnLoad(self)))
         self._check_finite(wait=True)
+        self._handles: list[RemovableHandle] = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        self._owners = _owners(unwrap(model), self._parameters)
+        begins, ends = _LoadHook(self, Sparsifier._load_begins), _LoadHook(self, Sparsifier._load_ends)
+        for module in unwrap(model).modules():
+            self._handles.append(module.register_load_state_dict_pre_hook(begins))  # type: ignore[no-untyped-call]
+            self._handles.append(module.register_load_state_dict_post_hook(ends))  # type: ignore[no-untyped-call]
+        if not method.identity_backward:
+            self._hook_gradients()
         self._update()
 
     # ---- what users call ------------------------------------------------------------------------------------------
@@ -73,6 +78,13 @@ class Sparsifier:
     def sparsity(self) -> float:
         """The sparsity that the schedule gives the next forward pass."""
         return self.method.scheduled_sparsity(self.step)
+
+    @staticmethod
+    def of(model: nn.Module) -> list[Sparsifier]:
+        """The sparsifiers that hold weights of ``model`` now, neither finalized nor removed."""
+        hooks = [hook for module in model.modules() for hook in module._load_state_dict_post_hooks.values()]
+        found = [hook.sparsifier() for hook in hooks if isinstance(hook, _LoadHook)]
+        return list({id(sparsifier): sparsifier for sparsifier in found if sparsifier is not None}.values())
 
     def holds(self, parameters: Iterable[nn.Parameter]) -> bool:
         """Whether any of ``parameters`` is one of the prunable weights."""
@@ -109,12 +121,13 @@ class Sparsifier:
         self._refuse_outside_changes()
         self._show_dense()
         self._in_dense = True
-        versions = self._current_versions()
         try:
             yield
         finally:
             self._in_dense = False
-            if self._follow_parameters() or versions != self._current_versions():
+            moved = self._follow_parameters()
+            # by value: writing through `parameter.data` moves no version counter
+            if moved or not all(map(torch.equal, self._parameters, self._dense)):
                 self._take_parameters_as_dense()
                 self._update()
             else:
@@ -150,13 +163,14 @@ class Sparsifier:
         """
         if self._finalized:
             return self.report()
-        self._refuse_outside_changes()
+        self._refuse_outside_changes(by_value=True)
         self._check_finite(wait=True)
         if self.sparsity != self.method.sparsity:
             if not at_once:
                 raise RuntimeError(
-                    f"The schedule stands at sparsity {self.sparsity:.4f} of {self.method.sparsity} after {self.step} of "
-                    f"{self.total_steps} optimizer steps: train on, or call finalize(at_once=True) to prune the rest now."
+                    f"The schedule stands at sparsity {self.sparsity:.4f} of {self.method.sparsity} after {self.step} "
+                    f"of {self.total_steps} optimizer steps: train on, or call finalize(at_once=True) to prune the "
+                    "rest now."
                 )
             self.method.update(self._dense, self.total_steps)
             self._show_sparse()
@@ -167,16 +181,17 @@ class Sparsifier:
 
     def remove(self) -> None:
         """Detach from the model and the optimizer; the model keeps the sparse weights that it holds."""
-        for handle in (*self._handles, *self._gradient_hooks.values()):
+        self._refuse_in_dense()
+        for handle in self._handles:
             handle.remove()
-        self._handles, self._gradient_hooks = [], {}
+        self._handles = []
         self._dense = []
         self._finalized = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on, beside the model's and the optimizer's state: loads with ``weights_only=True``."""
+        """What it takes to go on, beside the model's and the optimizer's state; loads with ``weights_only=True``."""
         self._refuse_finalized("state_dict")
-        self._refuse_outside_changes()
+        self._refuse_outside_changes(by_value=True)
         self._check_finite(wait=True)
         return {
             "format": _FORMAT,
@@ -194,6 +209,7 @@ class Sparsifier:
             ValueError: the state is of another format, method setting, length or set of weights.
         """
         self._refuse_finalized("load_state_dict")
+        self._refuse_in_dense()
         expected = {"format": _FORMAT, "total_steps": self.total_steps, "settings": self.method.settings()}
         for key, value in expected.items():
             if state.get(key) != value:
@@ -208,6 +224,7 @@ class Sparsifier:
             weight.copy_(state["dense"][name])
         self.step = int(state["step"])
         self.method.load_state_dict(state["method"])
+        self._holds_dense = False
         self._update()
 
     # ---- hooks ----------------------------------------------------------------------------------------------------
@@ -215,10 +232,11 @@ class Sparsifier:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._refuse_outside_changes()
+        # by value now and then, and early: what a loop writes through `parameter.data` moves no version counter
+        self._refuse_outside_changes(by_value=self.step % _CHECK_EVERY == 1)
         if self.step == self.total_steps:
             warnings.warn(
-                f"total_steps={self.total_steps} optimizer steps are done; further steps keep the sparsity at its target.",
+                f"total_steps={self.total_steps} optimizer steps are done; more steps keep the sparsity at its target.",
                 stacklevel=2,
             )
         self._show_dense()
@@ -243,6 +261,10 @@ class Sparsifier:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._take_parameters_as_dense()
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):  # GradScaler with a fused optimizer: the kernel skipped this step
+            self._show_sparse()
+            return
         self.step += 1
         self._check_finite(wait=False)
         self._update()
@@ -253,11 +275,13 @@ class Sparsifier:
         self._show_sparse()
 
     def _hook_gradients(self) -> None:
-        """Register the gradient rule on every weight that is trained (a frozen one may be unfrozen later)."""
+        """Register the gradient rule on every weight, frozen ones included: they may be unfrozen later."""
         for index, parameter in enumerate(self._parameters):
-            if index not in self._gradient_hooks and parameter.requires_grad:
-                backward = functools.partial(self._backward, index, parameter)
-                self._gradient_hooks[index] = parameter.register_hook(backward)
+            frozen = not parameter.requires_grad
+            parameter.requires_grad_(True)  # or torch refuses the hook
+            backward = functools.partial(self._backward, index, parameter)
+            self._handles.append(parameter.register_hook(backward))  # type: ignore[no-untyped-call]
+            parameter.requires_grad_(not frozen)
 
     def _backward(self, index: int, parameter: nn.Parameter, grad: Tensor) -> Tensor:
         return self.method.backward(index, grad, parameter.detach())
@@ -268,31 +292,33 @@ class Sparsifier:
     def _show_sparse(self) -> None:
         self._follow_parameters()
         if not self.method.active:
-            if not self._holds_dense or self._versions != self._current_versions():
-                torch._foreach_copy_(self._parameters, self._dense)
+            if not self._holds_dense:
+                torch._foreach_copy_(self._tensors, self._dense)
         else:
             for index, (parameter, weight) in enumerate(zip(self._parameters, self._dense, strict=True)):
                 parameter.copy_(self.method.forward(index, weight))
         self._holds_dense = not self.method.active
         self._versions = self._current_versions()
-        if not self.method.identity_backward:
-            self._hook_gradients()
 
     @torch.no_grad()
     def _show_dense(self) -> None:
         if not self._holds_dense:
-            torch._foreach_copy_(self._parameters, self._dense)
+            torch._foreach_copy_(self._tensors, self._dense)
             self._holds_dense = True
 
     @torch.no_grad()
     def _take_parameters_as_dense(self) -> None:
-        torch._foreach_copy_(self._dense, self._parameters)
+        torch._foreach_copy_(self._dense, self._tensors)
 
     def _follow_parameters(self) -> bool:
         """Bring the dense copies to where ``model.to(...)`` has brought the Parameters: device, type and layout."""
         moved = False
         for index, (parameter, weight) in enumerate(zip(self._parameters, self._dense, strict=True)):
-            if (parameter.device, parameter.dtype, parameter.stride()) != (weight.device, weight.dtype, weight.stride()):
+            if (parameter.device, parameter.dtype, parameter.stride()) != (
+                weight.device,
+                weight.dtype,
+                weight.stride(),
+            ):
                 self._dense[index] = torch.empty_like(parameter).copy_(weight).detach()
                 moved = True
         if moved:
@@ -305,12 +331,11 @@ class Sparsifier:
         return [parameter._version for parameter in self._parameters]
 
     @torch.no_grad()
-    def _refuse_outside_changes(self) -> None:
+    def _refuse_outside_changes(self, by_value: bool = False) -> None:
         """Weights written between steps by anybody else would be lost at the next step: say so instead."""
         if self._finalized:
             return
-        if self._in_dense:
-            raise RuntimeError("The model holds its dense weights now: leave `with sparsifier.dense():` first.")
+        self._refuse_in_dense()
         if self._follow_parameters():
             self._show_sparse()
             return
@@ -319,18 +344,24 @@ class Sparsifier:
             self._show_sparse()
             return
         for index, (parameter, version) in enumerate(zip(self._parameters, self._versions, strict=True)):
-            if parameter._version == version:
+            if parameter._version == version and not by_value:
                 continue
-            if not torch.equal(parameter, self.method.forward(index, self._dense[index])):
-                if self.step == 0 and self._holds_dense:  # initialised, or broadcast by DDP, after create
-                    self._dense[index].copy_(parameter)
-                    continue
-                raise RuntimeError(
-                    f"The weight {self._names[index]!r} was changed from outside between two optimizer steps; change "
-                    "the dense weights inside `with sparsifier.dense():` (before the first step: create the sparsifier "
-                    "after initialising, loading and wrapping the model)."
-                )
+            if torch.equal(parameter, self.method.forward(index, self._dense[index])):
+                continue
+            if self._holds_dense:  # nothing is pruned yet: initialised, or broadcast by DDP, after create
+                self._dense[index].copy_(parameter)
+                continue
+            self._check_finite(wait=True)  # a NaN equals nothing
+            raise RuntimeError(
+                f"The weight {self._names[index]!r} was changed from outside between two optimizer steps; change "
+                "the dense weights inside `with sparsifier.dense():` (before the first step: create the sparsifier "
+                "after initialising, loading and wrapping the model)."
+            )
         self._versions = self._current_versions()
+
+    def _refuse_in_dense(self) -> None:
+        if self._in_dense:
+            raise RuntimeError("The model holds its dense weights now: leave `with sparsifier.dense():` first.")
 
     @torch.no_grad()
     def _check_finite(self, wait: bool) -> None:
@@ -340,15 +371,19 @@ class Sparsifier:
         sums = torch.stack([weight.sum(dtype=compute_dtype(weight.dtype)).double() for weight in self._dense])
         for name, total in zip(self._names, sums.tolist(), strict=True):
             if total - total != 0:
-                raise FloatingPointError(f"The weight {name!r} holds a NaN or an infinity after {self.step} optimizer steps.")
+                raise FloatingPointError(
+                    f"The weight {name!r} holds a NaN or an infinity after {self.step} optimizer steps."
+                )
 
     def _check_target(self, zeros: int) -> None:
         expected = self.method.expected_zeros([weight.numel() for weight in self._dense])
-        if expected is None or zeros == expected:
+        if (
+            expected is None or zeros == expected or not self.method.active
+        ):  # where nothing is pruned, zeros are weights
             return
         pruned = [w[p == 0].abs() for w, p in zip(self._dense, self._parameters, strict=True)]
         largest = max((float(w.max()) for w in pruned if w.numel()), default=0.0)
-        smaller = sum(int((w.abs() < largest).sum()) for w in self._dense)
+        smaller = sum(int((w.abs().double() < largest).sum()) for w in self._dense)
         if not smaller < expected <= zeros:
             size = sum(weight.numel() for weight in self._dense)
             raise RuntimeError(
@@ -358,49 +393,61 @@ class Sparsifier:
 
     def _refuse_finalized(self, call: str) -> None:
         if self._finalized:
-            raise RuntimeError(f"{call}() after finalize(): the sparsifier has let go of the model; save model.state_dict().")
+            raise RuntimeError(
+                f"{call}() after finalize(): the sparsifier has let go of the model; save model.state_dict()."
+            )
 
-    def _loaded(self, module: nn.Module) -> None:
+    def _load_begins(self, module: nn.Module, missing_keys: list[str]) -> None:
+        """Remember the outermost module of a ``load_state_dict`` call; its list of missing keys identifies the call."""
+        if self._load_call is None or self._load_call[1] is not missing_keys:
+            self._load_call = (module, missing_keys)
+
+    def _load_ends(self, module: nn.Module, missing_keys: list[str]) -> None:
         """Take the weights that ``load_state_dict`` has brought into ``module`` as dense."""
-        if self._finalized or self._in_dense:  # dense() takes over what changes inside it
+        if self._finalized or self._load_call is None or self._load_call[0] is not module:
             return
-        for index in self._owners.get(module, ()):
-            parameter = self._parameters[index]
-            if all(parameter is not own for own in module._parameters.values()):
-                raise RuntimeError(
-                    f"load_state_dict(assign=True) replaced the Parameter {self._names[index]!r} that the optimizer and "
-                    "the sparsifier hold: load with assign=False, or create both after loading."
-                )
-        if self._follow_parameters():
+        self._load_call = None
+        loaded: set[int] = set()
+        for owner in module.modules():
+            for index in self._owners.get(owner, ()):
+                if all(self._parameters[index] is not own for own in owner._parameters.values()):
+                    raise RuntimeError(
+                        f"load_state_dict(assign=True) replaced the Parameter {self._names[index]!r} that the "
+                        "optimizer and the sparsifier hold: load with assign=False, or create both after loading."
+                    )
+                loaded.add(index)
+        if self._in_dense:  # dense() takes over what changes inside it
             return
+        moved = self._follow_parameters()
         with torch.no_grad():
+            # a resumed checkpoint may bring the very sparse weights that this state shows
             changed = [
                 index
-                for index in self._owners.get(module, ())
-                if self._parameters[index]._version != self._versions[index]
-                # a resumed checkpoint may bring the very sparse weights that this state shows
-                and not torch.equal(self._parameters[index], self.method.forward(index, self._dense[index]))
+                for index in sorted(loaded)
+                if not torch.equal(self._parameters[index], self.method.forward(index, self._dense[index]))
             ]
             for index in changed:
                 self._dense[index].copy_(self._parameters[index])
-        if changed:
+        if changed or moved:
             self._update()
 
 
-class _OnLoad:
-    """Tells the sparsifier that a module's weights were loaded; a copy or pickle of the module carries a no-op."""
+class _LoadHook:
+    """Tells the sparsifier about ``load_state_dict``; a copy or pickle of the module carries a no-op instead."""
 
-    def __init__(self, sparsifier: Sparsifier) -> None:
-        self._sparsifier = weakref.ref(sparsifier)
+    def __init__(self, sparsifier: Sparsifier, call: Callable[[Sparsifier, nn.Module, list[str]], None]) -> None:
+        self.sparsifier = weakref.ref(sparsifier)
+        self.call = call
 
-    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
-        sparsifier = self._sparsifier()
+    def __call__(self, module: nn.Module, *args: Any) -> None:
+        sparsifier = self.sparsifier()
         if sparsifier is not None:
-            sparsifier._loaded(module)
+            # before: state_dict, prefix, local_metadata, strict, missing_keys, ...; after: incompatible_keys
+            self.call(sparsifier, module, args[4] if len(args) > 1 else args[0].missing_keys)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # from the standard library alone, so that torch.save(model) loads where feather is not installed
-        return functools.partial, (operator.setitem, {})
+        return getattr, (nullcontext(), "__exit__")
 
 
 def _owners(model: nn.Module, parameters: Sequence[nn.Parameter]) -> dict[nn.Module, list[int]]:
@@ -419,11 +466,13 @@ def _matching_parameters(
 ) -> list[nn.Parameter]:
     model = unwrap(model)
     available = dict(model.named_parameters(remove_duplicate=False))
-    prefix = "module." if f"module.{names[0]}" in available else ""  # torch.optim.swa_utils.AveragedModel
+    while names[0] not in available and isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = unwrap(inner)  # of torch.optim.swa_utils.AveragedModel
+        available = dict(model.named_parameters(remove_duplicate=False))
     found = []
     for name, parameter in zip(names, parameters, strict=True):
-        other = available.get(prefix + name)
+        other = available.get(name)
         if other is None or other.shape != parameter.shape:
             raise ValueError(f"The model has no weight {name!r} of shape {tuple(parameter.shape)} to prune.")
-        found.append(other)  # type: ignore[arg-type]
-    return found  # type: ignore[return-value]
+        found.append(other)
+    return found

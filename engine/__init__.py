@@ -1,0 +1,1 @@
+"""Small modules that the training loop calls: data, checkpoints, records, tracking, seeding, processes, precision."""

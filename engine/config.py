@@ -1,0 +1,238 @@
+"""The configuration's schema, what makes one valid, and the run directory that follows from it.
+
+Hydra composes ``conf/`` into these dataclasses, so a misspelt key or a value of the wrong type fails at launch. This module
+imports neither torch nor W&B: ``train.py --help`` must answer at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import CompactHydraException
+from omegaconf import MISSING, OmegaConf
+
+
+class ConfigError(CompactHydraException):
+    """What the user asked for cannot be done; Hydra prints the sentence without a traceback."""
+
+
+@dataclass
+class DatasetConfig:
+    name: str = MISSING  # digits, cifar10, cifar100 or imagenet (any ImageFolder tree)
+    root: str = "data"  # folder that holds (or receives) the data set
+    download: bool = True  # fetch what is missing, where the data set allows it
+    image_size: int | None = None  # pixels; null: the data set's own
+    validation: float = 0.0  # fraction of the training images held out and evaluated instead of the test set
+    augment: bool = True  # random crops and flips
+    workers: int = 0  # decoding processes per rank, for data sets that are streamed
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING  # resnet20, mobilenet_v1, densenet40_24, or any torchvision or timm name
+    pretrained: bool = False  # start from the published weights (torchvision, timm)
+    weights: str | None = None  # start from the dense weights in this file (.safetensors, .pt)
+    options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the model
+
+
+@dataclass
+class MethodConfig:
+    name: str = MISSING
+    p: float | None = None  # order of the thresholding operator, in [1, inf]
+    theta: Any = None  # scale of pruned weights' gradients, in [0, 1], or auto
+    include: list[str] | None = None  # patterns of weights to prune; null: every Conv, Linear and MultiheadAttention
+    exclude: list[str] = field(default_factory=list)  # patterns of weights to leave dense
+
+
+@dataclass
+class FrameworkConfig:
+    name: str = MISSING  # where thresholds come from; auto: what the method's paper uses
+
+
+@dataclass
+class SparsityScheduleConfig:
+    name: str = MISSING
+    start_fraction: float = 0.0  # of all optimizer steps
+    end_fraction: float = 0.5
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = MISSING
+    lr: float = MISSING
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4  # on weights only; biases and normalisation layers have none
+
+
+@dataclass
+class LRScheduleConfig:
+    name: str = MISSING
+    warmup_epochs: float = 0.0
+    authors_lag: bool = False  # the authors' scheduler steps late: the first two steps share one learning rate
+
+
+@dataclass
+class TrainerConfig:
+    epochs: int = MISSING
+    batch_size: int = MISSING  # images per optimizer step, over all processes
+    eval_batch_size: int = 500
+    accumulate: int = 1  # micro batches per optimizer step
+    clip_grad_norm: float | None = 3.0
+    label_smoothing: float = 0.0
+    precision: str = "auto"  # auto, fp32, bf16, fp16
+    compile: bool = False
+    channels_last: bool = True
+    device: str = "auto"  # auto, cpu, cuda
+    deterministic: bool = False
+    max_steps: int | None = None  # stop the whole run, schedules included, after so many optimizer steps
+    log_every: int = 50  # steps between two records in metrics.jsonl; every epoch has one anyhow
+    checkpoint_every: int = 1  # epochs
+    progress: bool = True
+
+
+@dataclass
+class LoggerConfig:
+    name: str = MISSING  # wandb, wandb_offline, none
+    project: str = "feather"
+    entity: str | None = None
+
+
+@dataclass
+class Config:
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    framework: FrameworkConfig = field(default_factory=FrameworkConfig)
+    sparsity_schedule: SparsityScheduleConfig = field(default_factory=SparsityScheduleConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lr_schedule: LRScheduleConfig = field(default_factory=LRScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    sparsity: float = 0.9  # fraction of prunable weights that are zero at the end; 0 trains the dense network
+    seed: int = 0
+    experiment_name: str = "default"  # groups runs in runs/, in W&B and in tables
+    label: str = ""  # shown beside the results, such as "shortened: 8 of 160 epochs"
+    run_dir: str | None = None  # null: derived from the configuration
+    overwrite: bool = False  # start anew in a run directory that is in use
+    time_limit_minutes: float | None = None  # save and stop cleanly after so long
+
+
+def register_schema() -> None:
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for arg in sys.argv[1:]:
+        # every torchvision and timm name is a choice of the model group, without a file of its own
+        if arg.startswith("model="):
+            for name in arg.removeprefix("model=").split(","):
+                if name and not (Path(__file__).parents[1] / "conf" / "model" / f"{name}.yaml").exists():
+                    store.store(group="model", name=name, node={"name": name})
+
+
+# Where and how a run is executed, not what it computes.
+NOT_HASHED = {
+    "run_dir", "overwrite", "time_limit_minutes", "logger", "label", "dataset.root", "dataset.download", "dataset.workers",
+    "trainer.device", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every", "trainer.eval_batch_size",
+}  # fmt: skip
+
+
+def config_hash(cfg: Config) -> str:
+    """Eight hex digits that two configurations share exactly when they describe the same computation."""
+    plain = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True)
+    for key in NOT_HASHED:
+        *path, last = key.split(".")
+        node: Any = plain
+        for part in path:
+            node = node[part]
+        node.pop(last)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_directory(cfg: Config) -> Path:
+    """``runs/<experiment>/<model>-<dataset>-<method>-<sparsity>-<seed>-<hash>``, or ``run_dir`` where it is set."""
+    if cfg.run_dir is not None:
+        return Path(cfg.run_dir)
+    parts = (cfg.model.name, cfg.dataset.name, cfg.method.name, f"{cfg.sparsity:g}", str(cfg.seed), config_hash(cfg))
+    return Path("runs") / cfg.experiment_name / "-".join(part.replace("/", "_") for part in parts)
+
+
+def prepare(cfg: Any) -> Config:
+    """The composed configuration as typed objects, checked and in canonical form.
+
+    Raises:
+        ConfigError: a value is out of range or a combination is inconsistent.
+    """
+    missing = OmegaConf.missing_keys(cfg)
+    if missing:
+        raise ConfigError(f"The configuration has no value for {', '.join(sorted(missing))}: set it on the command line.")
+    config: Config = OmegaConf.to_object(cfg)
+    _validate(config)
+    if config.sparsity == 0:  # one dense run, whatever method it was asked through
+        config.method = MethodConfig(name="dense")
+        config.framework = FrameworkConfig(name="auto")
+        config.sparsity_schedule = SparsityScheduleConfig(name="cubic")
+    return config
+
+
+def _validate(cfg: Config) -> None:
+    def require(condition: bool, key: str, value: object, allowed: str) -> None:
+        if not condition:
+            raise ConfigError(f"{key}={value} is out of range: it must be {allowed}.")
+
+    trainer, optimizer, schedule = cfg.trainer, cfg.optimizer, cfg.sparsity_schedule
+    if cfg.method.name == "dense" and cfg.sparsity != 0:
+        raise ConfigError(f"method=dense prunes nothing, but sparsity={cfg.sparsity:g}: leave one of them out.")
+    require(0 <= cfg.sparsity < 1, "sparsity", cfg.sparsity, "in [0, 1), the fraction of weights that are zero")
+    require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "an integer in [0, 2^32)")
+    require(trainer.epochs >= 1, "trainer.epochs", trainer.epochs, "at least 1")
+    require(trainer.batch_size >= 1, "trainer.batch_size", trainer.batch_size, "at least 1")
+    require(trainer.eval_batch_size >= 1, "trainer.eval_batch_size", trainer.eval_batch_size, "at least 1")
+    require(1 <= trainer.accumulate <= trainer.batch_size, "trainer.accumulate", trainer.accumulate, "in [1, batch_size]")
+    require(trainer.max_steps is None or trainer.max_steps >= 1, "trainer.max_steps", trainer.max_steps, "at least 1")
+    require(trainer.log_every >= 1, "trainer.log_every", trainer.log_every, "at least 1")
+    require(trainer.checkpoint_every >= 1, "trainer.checkpoint_every", trainer.checkpoint_every, "at least 1")
+    require(0 <= trainer.label_smoothing < 1, "trainer.label_smoothing", trainer.label_smoothing, "in [0, 1)")
+    clip = trainer.clip_grad_norm
+    require(clip is None or clip > 0, "trainer.clip_grad_norm", clip, "greater than 0, or null")
+    for key, value, choices in (
+        ("trainer.precision", trainer.precision, ("auto", "fp32", "bf16", "fp16")),
+        ("trainer.device", trainer.device, ("auto", "cpu", "cuda")),
+        ("optimizer.name", optimizer.name, ("sgd", "adamw")),
+        ("lr_schedule.name", cfg.lr_schedule.name, ("cosine", "constant")),
+        ("logger.name", cfg.logger.name, ("wandb", "wandb_offline", "none")),
+    ):
+        require(value in choices, key, value, f"one of {', '.join(choices)}")
+    require(_finite(optimizer.lr) and optimizer.lr > 0, "optimizer.lr", optimizer.lr, "greater than 0")
+    require(0 <= optimizer.momentum < 1, "optimizer.momentum", optimizer.momentum, "in [0, 1)")
+    require(_finite(optimizer.weight_decay) and optimizer.weight_decay >= 0, "optimizer.weight_decay",
+            optimizer.weight_decay, "at least 0")  # fmt: skip
+    require(cfg.lr_schedule.warmup_epochs >= 0, "lr_schedule.warmup_epochs", cfg.lr_schedule.warmup_epochs, "at least 0")
+    require(0 <= cfg.dataset.validation < 1, "dataset.validation", cfg.dataset.validation, "in [0, 1)")
+    require(cfg.dataset.workers >= 0, "dataset.workers", cfg.dataset.workers, "at least 0")
+    size = cfg.dataset.image_size
+    require(size is None or size >= 1, "dataset.image_size", size, "at least 1 pixel, or null")
+    fractions = (schedule.start_fraction, schedule.end_fraction)
+    require(0 <= schedule.start_fraction <= 1, "sparsity_schedule.start_fraction", fractions[0], "in [0, 1]")
+    require(fractions[0] <= fractions[1] <= 1, "sparsity_schedule.end_fraction", fractions[1], "in [start_fraction, 1]")
+    limit = cfg.time_limit_minutes
+    require(limit is None or limit > 0, "time_limit_minutes", limit, "greater than 0, or null")
+    if cfg.model.pretrained and cfg.model.weights is not None:
+        raise ConfigError("model.pretrained=true and model.weights both say where to start from: set one of them.")
+    if optimizer.nesterov and optimizer.momentum == 0:
+        raise ConfigError("optimizer.nesterov=true needs optimizer.momentum greater than 0.")
+    theta = cfg.method.theta
+    if theta is not None and theta != "auto":
+        number = isinstance(theta, (int, float)) and not isinstance(theta, bool)
+        require(number and 0 <= theta <= 1, "method.theta", theta, "a number in [0, 1] or auto")
+    require(cfg.method.p is None or cfg.method.p >= 1, "method.p", cfg.method.p, "a number in [1, inf]")
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)

@@ -1,0 +1,23 @@
+"""Mistakes of the user end with one sentence; mistakes of the program keep their traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from engine.checkpoint import CheckpointError
+from engine.config import ConfigError
+from engine.data import DataError
+
+
+@contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors that describe themselves in a sentence into ``ConfigError``, which Hydra prints without a traceback.
+
+    By default those of setting a run up: ValueError, OSError, damaged data and checkpoints. HYDRA_FULL_ERROR=1 shows the
+    traceback all the same.
+    """
+    try:
+        yield
+    except kinds or (ValueError, OSError, DataError, CheckpointError) as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,78 @@
+"""Which number format the forward pass computes in, and what goes with it."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A number format for one kind of device: weights and optimizer state stay in fp32, autocast computes in ``dtype``.
+
+    ``reason`` says in one line, for the log, why this format.
+    """
+
+    name: str
+    device_type: str
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What autocast computes in; None without autocast."""
+        return _DTYPES[self.name]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """A context for forward pass and loss."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device_type, dtype=self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """A loss scaler that works for fp16 and hands everything through otherwise, so that the loop is the same."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
+
+
+def resolve_precision(requested: str, device: torch.device) -> Precision:
+    """Turn ``trainer.precision`` into a format that the device has.
+
+    Args:
+        requested: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 where the hardware multiplies it natively, else fp32.
+        device: where the model runs.
+
+    Raises:
+        ValueError: an unknown name, or a device that has no such format.
+    """
+    if requested == "auto":
+        native, what = _native_bf16(device)
+        return Precision("bf16" if native else "fp32", device.type, f"{'bf16' if native else 'fp32'}: {what}")
+    if requested not in _DTYPES:
+        raise ValueError(f"trainer.precision={requested} is unknown: choose auto, fp32, bf16 or fp16")
+    if requested == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError("trainer.precision=bf16 needs a GPU of compute capability 8.0 or later: use fp16 or fp32")
+    return Precision(requested, device.type, f"{requested}: as asked")
+
+
+def _native_bf16(device: torch.device) -> tuple[bool, str]:
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return native, f"the GPU {'has' if native else 'lacks'} native bf16"
+    if device.type == "cpu":
+        native = _cpu_has_bf16()
+        return native, f"the CPU {'has' if native else 'lacks'} bf16 instructions (AVX-512 BF16 or AMX)"
+    return False, f"no bf16 rule for device {device.type}"
+
+
+def _cpu_has_bf16() -> bool:
+    probes = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    if all(probes):
+        return any(bool(probe()) for probe in probes if probe is not None)
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,237 @@
+"""Weights & Biases as a mirror of ``metrics.jsonl``. Tracking never asks, never waits for long and never stops a run.
+
+W&B cannot resume an offline run. A resumed run therefore writes a new offline run with the same id that holds the whole
+history, and the one it replaces is renamed, so that ``wandb sync`` sends every step once.
+"""
+
+import logging
+import netrc
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+CURVE = "val/top1_vs_sparsity"
+"""Accuracy against sparsity, a chart of its own: ``val/top1`` over ``sparsity/global``."""
+
+_INIT_TIMEOUT_SECONDS = 15.0
+_FINISH_TIMEOUT_SECONDS = 300.0
+
+_log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """Where a run's figures are shown."""
+
+    description: str
+    """One line that says where to see the run; empty where nothing is tracked."""
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Mirror one record; ``step`` never goes back."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Set the run's final figures."""
+
+    def artifact(self, path: str | Path, name: str) -> None:
+        """Keep a file of the run, such as the final model."""
+
+    def finish(self) -> None:
+        """Write out what is left; nothing may follow."""
+
+
+class NoTracker:
+    """Tracks nothing."""
+
+    description = ""
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None: ...
+
+    def summary(self, values: Mapping[str, Any]) -> None: ...
+
+    def artifact(self, path: str | Path, name: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def create_tracker(
+    kind: str,
+    *,
+    project: str,
+    name: str,
+    group: str,
+    job_type: str,
+    tags: list[str],
+    config: Mapping[str, Any],
+    directory: str | Path,
+    run_id: str,
+    history: Iterable[Mapping[str, Any]] = (),
+) -> Tracker:
+    """Start tracking a run.
+
+    Args:
+        kind: ``wandb`` (online where somebody is logged in, else offline), ``wandb_offline`` or ``none``. The
+            environment variable WANDB_MODE may turn ``wandb`` to offline, and tracking off.
+        project, name, group, job_type, tags, config: what W&B shows the run under.
+        directory: W&B writes into its subfolder ``wandb``.
+        run_id: the same for a run and its resumption.
+        history: the records of ``metrics.jsonl`` up to the checkpoint that the run resumes from, in order.
+
+    Returns:
+        A tracker. Where W&B cannot be started it is an offline one, or one that does nothing, after a warning.
+
+    Raises:
+        ValueError: unknown ``kind``.
+    """
+    if kind not in ("wandb", "wandb_offline", "none"):
+        raise ValueError(f"logger={kind} is unknown: choose wandb, wandb_offline or none")
+    modes = _modes(kind)
+    if not modes:
+        return NoTracker()
+    try:
+        import wandb
+    except ImportError as error:
+        _log.warning("W&B is not used, it cannot be imported (%s); metrics.jsonl holds everything", error)
+        return NoTracker()
+
+    directory = Path(directory).resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    before = _run_folders(directory, run_id)
+    _set_aside(folder for folder in before if folder.name.startswith("offline-run-"))
+    for mode in modes:
+        try:
+            run = wandb.init(
+                project=project,
+                name=name,
+                group=group,
+                job_type=job_type,
+                tags=tags,
+                config=dict(config),
+                dir=str(directory),
+                id=run_id,
+                mode=mode,
+                resume="allow" if mode == "online" else None,
+                reinit="finish_previous",
+                settings=_settings(wandb),
+            )
+            tracker = _WandbTracker(wandb, run, mode)
+            tracker.start(history)
+            return tracker
+        except Exception as error:
+            _log.warning("W&B does not start %s (%s: %s)", mode, type(error).__name__, str(error).partition("\n")[0])
+            # The failed attempt keeps the run id taken until W&B's service has gone.
+            _quietly("teardown", wandb.teardown)
+            _set_aside(_run_folders(directory, run_id) - before)
+    _log.warning("W&B is not used; metrics.jsonl holds everything")
+    return NoTracker()
+
+
+class _WandbTracker:
+    def __init__(self, wandb: Any, run: Any, mode: str) -> None:
+        self._wandb = wandb
+        self._run = run
+        self._broken = False
+        if mode == "online":
+            self.description = f"W&B: {run.url}"
+        else:
+            folder = Path(run.dir).parent
+            self.description = (
+                f"W&B: offline, see it with `wandb beta leet {folder}`, send it with `wandb sync {folder}`"
+            )
+
+    def start(self, history: Iterable[Mapping[str, Any]]) -> None:
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("epoch", step_metric="step")
+        self._run.define_metric("*", step_metric="step")
+        self._run.define_metric(CURVE, step_metric="sparsity/global")
+        # An online run that is continued has its past on the server already.
+        first = self._run.step if self._run.resumed else 0
+        for record in history:
+            if record["step"] >= first:
+                self.log(record, record["step"])
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        values = {key: value for key, value in metrics.items() if value is not None} | {"step": step}
+        if "val/top1" in values and "sparsity/global" in values:
+            values[CURVE] = values["val/top1"]
+        self._call("log", lambda: self._run.log(values, step=step))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self._call("summary", lambda: self._run.summary.update(dict(values)))
+
+    def artifact(self, path: str | Path, name: str) -> None:
+        def send() -> None:
+            artifact = self._wandb.Artifact(name, type="model")
+            artifact.add_file(str(path))
+            self._run.log_artifact(artifact)
+
+        self._call("artifact", send)
+
+    def finish(self) -> None:
+        self._call("finish", self._run.finish)
+
+    def _call(self, what: str, action: Any) -> None:
+        if not self._broken and not _quietly(what, action):
+            self._broken = True
+
+
+def _quietly(what: str, action: Any) -> bool:
+    """Run a call of W&B; False, and a line of warning, where it fails."""
+    try:
+        action()
+    except Exception as error:
+        _log.warning("W&B failed in %s (%s: %s); the run goes on without it", what, type(error).__name__, error)
+        return False
+    return True
+
+
+def _modes(kind: str) -> list[Literal["online", "offline"]]:
+    """What to try, in order; empty for no tracking."""
+    asked = os.environ.get("WANDB_MODE", "")
+    if kind == "none" or asked == "disabled":
+        return []
+    if kind == "wandb_offline" or asked in ("offline", "dryrun") or not _logged_in():
+        return ["offline"]
+    return ["online", "offline"]
+
+
+def _logged_in() -> bool:
+    """Whether W&B would find a login without asking. Only that one is there is looked at."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    named = os.environ.get("NETRC")
+    for path in [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        try:
+            if netrc.netrc(path).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def _settings(wandb: Any) -> Any:
+    wanted = {
+        "silent": True,
+        "console": "off",
+        "disable_git": True,
+        "save_code": False,
+        "init_timeout": _INIT_TIMEOUT_SECONDS,
+        "finish_timeout": _FINISH_TIMEOUT_SECONDS,
+    }
+    # finish_timeout is younger than the oldest version of W&B that is supported.
+    return wandb.Settings(**{key: value for key, value in wanted.items() if key in wandb.Settings.model_fields})
+
+
+def _run_folders(directory: Path, run_id: str) -> set[Path]:
+    folder = directory / "wandb"
+    return {*folder.glob(f"offline-run-*-{run_id}"), *folder.glob(f"run-*-{run_id}")}
+
+
+def _set_aside(folders: Iterable[Path]) -> None:
+    """Rename folders of runs, so that ``wandb sync`` no longer takes them for runs to send."""
+    for folder in folders:
+        number = 1
+        while (target := folder.with_name(f"superseded-{number}-{folder.name}")).exists():
+            number += 1
+        folder.rename(target)

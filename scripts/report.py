@@ -1,0 +1,218 @@
+"""Tables and figures from results.
+
+    python scripts/report.py [NAME ...]     tables and figures of all (or the named) experiments in results/runs
+    python scripts/report.py --check        fail when the committed tables or figures do not match results/runs
+    python scripts/report.py quickstart     the same for the first run, directly from runs/quickstart
+
+Exit status: 0 all made; 1 something was damaged, missing or stale (each named in one sentence, the rest is made);
+2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from engine import figures, tables  # noqa: E402
+from engine.results import Cell, find_runs, group_cells, read_runs  # noqa: E402
+
+QUICKSTART = "quickstart"
+
+
+@dataclass(frozen=True)
+class Products:
+    """Everything that is made from one set of runs: texts and plotted data by their path."""
+
+    texts: dict[Path, str]
+    plots: dict[Path, figures.Data]
+
+    def write(self) -> list[Path]:
+        """Write the files; returns their paths."""
+        for path in [*self.texts, *self.plots]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in self.texts.items():
+            path.write_text(text)
+        for path, data in self.plots.items():
+            figures.save(figures.draw(data), path, data)
+        return [*self.texts, *self.plots]
+
+    def stale(self) -> list[str]:
+        """One sentence for each file that is missing or does not show these results."""
+        problems = []
+        for path, text in self.texts.items():
+            if not path.exists():
+                problems.append(f"{shown(path)} is missing: run scripts/report.py.")
+            elif path.read_text() != text:
+                problems.append(f"{shown(path)} is stale: run scripts/report.py.")
+        for path, data in self.plots.items():
+            if not path.exists():
+                problems.append(f"{shown(path)} is missing: run scripts/report.py.")
+            elif figures.stored_hash(path) != figures.data_hash(data):
+                problems.append(f"{shown(path)} is stale: run scripts/report.py.")
+        return problems
+
+
+def shown(path: Path) -> str:
+    """A path relative to the working directory where it lies below it."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def link_from(table: Path) -> tables.Link:
+    """Links relative to the directory of ``table``, so that they work in any checkout."""
+    return lambda directory: Path(os.path.relpath(directory, table.parent)).as_posix()
+
+
+def read_cells(directory: Path) -> tuple[list[Cell], list[str]]:
+    """Cells of all runs below ``directory``, and what is wrong with the others."""
+    runs, unreadable = read_runs(find_runs(directory))
+    cells, repeated = group_cells(runs)
+    return cells, unreadable + repeated
+
+
+def experiment_products(name: str, cells: list[Cell], out: Path) -> Products:
+    table = out / "tables" / f"{name}.md"
+    texts = {
+        table: tables.experiment_markdown(name, cells, link_from(table)),
+        table.with_suffix(".csv"): tables.experiment_csv(cells, link_from(table)),
+    }
+    plots = {
+        out / "figures" / f"{name}_{kind}.png": data
+        for kind, (make, _) in figures.FIGURES.items()
+        if (data := make(cells))
+    }
+    return Products(texts, plots)
+
+
+def quickstart_products(cells: list[Cell], out: Path) -> Products:
+    header, rows = tables.short_rows(cells)
+    text = (
+        f"{tables.marker('runs/quickstart')}\n\n# Quickstart\n\n"
+        "Top-1 accuracy on the evaluation set after the last epoch; compression is prunable weights over non-zeros; "
+        "FLOPs are multiply-accumulates per image, of non-zero weights alone.\n\n"
+        f"{tables.markdown_rows(header, rows)}\n"
+    )
+    texts = {out / "table.md": text, out / "table.csv": tables.experiment_csv(cells, link_from(out / "table.csv"))}
+    plots = {out / "curve.png": data} if (data := figures.curve_data(cells)) else {}
+    return Products(texts, plots)
+
+
+def wandb_hint(runs: Path) -> str:
+    """Where W&B's files of these runs lie, and what shows them with and without a network."""
+    offline = sorted(p for p in runs.glob("*/**/offline-run-*") if p.is_dir())
+    online = sorted(p for p in runs.glob("*/**/run-*") if p.is_dir() and p.parent.name == "wandb")
+    if not offline and not online:
+        return (
+            f"W&B: no W&B run lies below {shown(runs)} (W&B was off; metrics.jsonl of each run has the same numbers)."
+        )
+    example = (offline or online)[-1]
+    command = Path(sys.executable).parent / "wandb"
+    wandb = shown(command) if command.exists() else "wandb"
+    lines = [
+        f"W&B: {len(offline)} offline and {len(online)} online runs below {shown(runs)}/*/",
+        "  in the terminal, works offline:",
+        f"    {wandb} leet {shown(example)}",
+        f"    {wandb} leet inspect --summary {shown(example)}",
+    ]
+    if offline:
+        folder = Path(*offline[-1].relative_to(runs).parts[1:-1])
+        lines += [
+            "  upload, with a network and an account:",
+            f"    {wandb} sync {shown(runs)}/*/{folder}/offline-run-*",
+        ]
+    return "\n".join(lines)
+
+
+def print_quickstart(cells: list[Cell], runs: Path) -> None:
+    print(tables.text_rows(*tables.short_rows(cells)))
+    print(f"\n{tables.terminal_curve(cells)}\n")
+    print(wandb_hint(runs))
+
+
+def orphans(out: Path, experiments: set[str]) -> list[str]:
+    """Generated tables of experiments without any run."""
+    left = [table for table in sorted((out / "tables").glob("*.md")) if table.stem not in experiments]
+    return [
+        f"{shown(table)} has no runs in results/runs: delete it and its figures."
+        for table in left
+        if table.read_text().startswith(tables.marker(f"results/runs/{table.stem}"))
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="experiment below results/runs, or quickstart")
+    parser.add_argument("--runs", type=Path, help="default: results/runs (quickstart: runs/quickstart)")
+    parser.add_argument("--out", type=Path, help="default: results (quickstart: results/quickstart)")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where a written file is stale")
+    options = parser.parse_args(arguments)
+
+    problems: list[str] = []
+    names = list(dict.fromkeys(options.names))
+    if QUICKSTART in names:
+        if len(names) > 1 and (options.runs or options.out):
+            parser.error("quickstart reads and writes elsewhere: give it alone with --runs or --out")
+        names.remove(QUICKSTART)
+        problems += _quickstart(options)
+        if not names:
+            return _end(problems)
+
+    runs, out = options.runs or ROOT / "results" / "runs", options.out or ROOT / "results"
+    available = {path.name for path in runs.iterdir() if path.is_dir()} if runs.is_dir() else set()
+    for name in names:
+        if name not in available:
+            problems.append(
+                f"{name} has no runs in {shown(runs)}; there are: {', '.join(sorted(available)) or 'none'}."
+            )
+    if not names and not available:
+        print(f"No runs in {shown(runs)}: nothing to report.")
+    for name in sorted(available if not names else available & set(names)):
+        cells, damaged = read_cells(runs / name)
+        problems += damaged
+        misplaced = sorted({c.runs[0].result["experiment"] for c in cells} - {name})
+        if misplaced:
+            problems.append(
+                f"{shown(runs / name)} also holds runs of {', '.join(misplaced)}: one directory per experiment."
+            )
+        if cells:
+            problems += _finish(experiment_products(name, cells, out), options.check)
+    if options.check and not names:
+        problems += orphans(out, available)
+    return _end(problems)
+
+
+def _quickstart(options: argparse.Namespace) -> list[str]:
+    runs, out = options.runs or ROOT / "runs" / QUICKSTART, options.out or ROOT / "results" / QUICKSTART
+    cells, problems = read_cells(runs)
+    if not cells:
+        return [*problems, f"{shown(runs)} holds no finished run: start them with 'make quickstart'."]
+    problems += _finish(quickstart_products(cells, out), options.check, quiet=True)
+    if not options.check:
+        print_quickstart(cells, runs)
+        print(f"Written: {shown(out)}/curve.png, table.md, table.csv")
+    return problems
+
+
+def _finish(products: Products, check: bool, quiet: bool = False) -> list[str]:
+    if check:
+        return products.stale()
+    for path in products.write():
+        if not quiet:
+            print(shown(path))
+    return []
+
+
+def _end(problems: list[str]) -> int:
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

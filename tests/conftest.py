@@ -1,0 +1,25 @@
+"""Settings of all tests: no network, no login, one thread per process."""
+
+import os
+
+# Before wandb is imported anywhere: it reads the environment once.
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_ERROR_REPORTING"] = "false"
+for _name in (
+    "WANDB_API_KEY",
+    "WANDB_IDENTITY_TOKEN_FILE",
+    "WANDB_BASE_URL",
+    "WANDB_PROJECT",
+    "WANDB_DIR",
+    "WANDB_RUN_ID",
+):
+    os.environ.pop(_name, None)
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import hypothesis  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+# A loaded machine must not fail a property, and the same inputs must come each time.
+hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("project")

@@ -1,0 +1,264 @@
+"""Train one network: `python train.py`, see `python train.py --help`. Read from top to bottom."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from engine import cli
+from engine.config import Config, ConfigError, prepare, register_schema
+
+register_schema()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(composed: DictConfig) -> float:
+    return cli.job(lambda: start(composed))
+
+
+def start(composed: DictConfig) -> float:
+    cfg = prepare(composed)
+    if cfg.run_dir is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError("run_dir= names one directory and a sweep needs one per run: leave it out.")
+    # torch is imported from here on, so that --help and mistakes answer at once
+    from engine.checkpoint import CheckpointError
+    from engine.data import DataError
+    from engine.distributed import session
+    from engine.errors import user_errors
+
+    with ExitStack() as stack:
+        with user_errors():
+            ranks = stack.enter_context(session(cfg.trainer.device))
+        with user_errors(CheckpointError, DataError, FloatingPointError):
+            return train(cfg, ranks)
+
+
+def train(cfg: Config, ranks) -> float:
+    import time
+
+    import torch
+    from safetensors.torch import save as safetensors
+    from torch.nn import functional as F
+    from torch.nn.parallel import DistributedDataParallel
+
+    import feather
+    from engine.checkpoint import atomic_write, load_checkpoint, save_checkpoint
+    from engine.data import create_data
+    from engine.distributed import all_reduce_sum, barrier, broadcast_object, gather_objects, main_first
+    from engine.errors import user_errors
+    from engine.evaluate import evaluate
+    from engine.interruption import EXIT_UNFINISHED, Interruption
+    from engine.optimization import create_optimizer, learning_rate
+    from engine.outcome import describe_result, sparsity_record
+    from engine.precision import resolve_precision
+    from engine.progress import Progress
+    from engine.records import MetricsLog, write_json
+    from engine.rundir import open_run_directory
+    from engine.seeding import rng_state, seed_everything, set_deterministic, set_rng_state
+    from engine.tracking import create_tracker
+    from models import create_model, load_weights
+
+    def say(*words: object) -> None:
+        if ranks.is_main:
+            print(*words, flush=True)
+
+    # ---- the run directory: finished, unfinished or new ----------------------------------------------------------
+    run = broadcast_object(open_run_directory(cfg) if ranks.is_main else None)
+    if run.result is not None:
+        say(f"{run.path} is finished (top-1 {run.result['final_top1']:.2f} %): nothing to do, overwrite=true runs it anew.")
+        return float(run.result["final_top1"])
+
+    # ---- data, network, optimizer, sparsifier ----------------------------------------------------------------------
+    trainer, device = cfg.trainer, ranks.device
+    set_deterministic(trainer.deterministic)
+    seed_everything(cfg.seed)
+    with user_errors():
+        precision = resolve_precision(trainer.precision, device)
+        with main_first(ranks):
+            data = create_data(
+                cfg.dataset.name, root=cfg.dataset.root, download=cfg.dataset.download, seed=cfg.seed, device=device,
+                image_size=cfg.dataset.image_size, validation=cfg.dataset.validation, augment=cfg.dataset.augment,
+                workers=cfg.dataset.workers, batch_size=trainer.batch_size, eval_batch_size=trainer.eval_batch_size,
+                rank=ranks.rank, world_size=ranks.world_size, channels_last=trainer.channels_last,
+            )  # fmt: skip
+        model = create_model(
+            cfg.model.name, num_classes=data.num_classes, pretrained=cfg.model.pretrained, **cfg.model.options
+        )
+        if cfg.model.weights is not None:
+            new_head = load_weights(model, cfg.model.weights)
+            say(f"Started from {cfg.model.weights}" + (f", with a new {', '.join(new_head)}." if new_head else "."))
+        model.to(device, memory_format=torch.channels_last if trainer.channels_last else torch.contiguous_format)
+        steps_per_epoch = len(data.train)
+        total_steps = min(trainer.epochs * steps_per_epoch, trainer.max_steps or sys.maxsize)
+        epochs = -(-total_steps // steps_per_epoch)
+        optimizer = create_optimizer(model, cfg.optimizer)
+        sparsifier = feather.create(
+            cfg.method.name, model, optimizer, sparsity=cfg.sparsity, total_steps=total_steps, p=cfg.method.p,
+            theta=cfg.method.theta, framework=cfg.framework.name, schedule=cfg.sparsity_schedule.name,
+            start_step=int(cfg.sparsity_schedule.start_fraction * total_steps),
+            end_step=int(cfg.sparsity_schedule.end_fraction * total_steps),
+            include=cfg.method.include, exclude=cfg.method.exclude,
+        )  # fmt: skip
+    scaler = precision.scaler()
+    network = torch.compile(model) if trainer.compile else model
+    trained = DistributedDataParallel(network) if ranks.world_size > 1 else network
+
+    # ---- go on where an earlier process stopped -------------------------------------------------------------------
+    if ranks.is_main:
+        run.create(cfg)
+    step, top1, best, seconds, trained_images = 0, 0.0, 0.0, 0.0, 0
+    totals = torch.zeros(2, dtype=torch.float64, device=device)  # of the epoch: loss and images
+    loaded = load_checkpoint(run.path, map_location=device)
+    if loaded is not None:
+        state, path = loaded
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        sparsifier.load_state_dict(state["sparsifier"])
+        scaler.load_state_dict(state["scaler"])
+        set_rng_state(state["rng"][ranks.rank % len(state["rng"])])
+        step, best, seconds, trained_images = state["step"], state["best"], state["seconds"], state["images"]
+        totals.copy_(state["totals"] * ranks.is_main)
+        say(f"Going on from {path} at step {step} of {total_steps}.")
+    log = MetricsLog(run.path / "metrics.jsonl")
+    history = log.truncate(after_step=step) if ranks.is_main else []
+    tracker = create_tracker(
+        cfg.logger.name if ranks.is_main else "none", project=cfg.logger.project, name=run.path.name,
+        group=cfg.experiment_name, job_type=cfg.method.name, tags=[cfg.method.name, cfg.model.name, cfg.dataset.name],
+        config=OmegaConf.to_container(OmegaConf.structured(cfg)), directory=run.path, run_id=run.run_id, history=history,
+    )  # fmt: skip
+    say(f"{run.path}\n  {data.train.num_samples} training images, {steps_per_epoch} steps an epoch, {total_steps} in all; "
+        f"{precision.reason}; {ranks.world_size} x {device}; {sparsifier.report().prunable:,} prunable weights")  # fmt: skip
+    if tracker.description:
+        say(f"  {tracker.description}")
+
+    def save() -> None:
+        generators, sums = gather_objects(rng_state()), all_reduce_sum(totals.clone())
+        if ranks.is_main:
+            state = {
+                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "sparsifier": sparsifier.state_dict(),
+                "scaler": scaler.state_dict(), "rng": generators, "step": step, "best": best, "seconds": seconds,
+                "images": trained_images, "totals": sums,
+            }  # fmt: skip
+            save_checkpoint(run.path, state, step)
+
+    def write(record: dict[str, object]) -> None:
+        if ranks.is_main:
+            log.append(record)
+            tracker.log(record, step)
+
+    def mean_loss() -> float:
+        loss = float(totals[0] / totals[1])
+        if loss - loss != 0:
+            raise ConfigError(f"The loss is {loss} at step {step}: lower optimizer.lr; the last checkpoint is kept.")
+        return loss
+
+    # ---- train -----------------------------------------------------------------------------------------------------
+    progress = Progress(
+        (total_steps - step) * trainer.batch_size, description=run.path.name, enabled=ranks.is_main and trainer.progress
+    )
+    with Interruption(cfg.time_limit_minutes, ranks) as interruption, progress:
+        while step < total_steps:
+            epoch, first = divmod(step, steps_per_epoch)
+            started, mask_change = time.perf_counter(), 0.0
+            model.train()
+            for images, labels, global_size in data.train.epoch(epoch, start_step=first):
+                last_of_epoch = (step + 1) % steps_per_epoch == 0 or step + 1 == total_steps
+                recorded = last_of_epoch or (step + 1) % trainer.log_every == 0
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, total_steps, steps_per_epoch, cfg.optimizer.lr, cfg.lr_schedule)
+                optimizer.zero_grad(set_to_none=True)
+                for part in range(trainer.accumulate):
+                    x, y = (t.tensor_split(trainer.accumulate)[part] for t in (images, labels))
+                    with precision.autocast():
+                        loss = F.cross_entropy(
+                            trained(x).float(), y, reduction="sum", label_smoothing=trainer.label_smoothing
+                        ) / global_size
+                    # DistributedDataParallel averages over processes, whose shares may differ by an image
+                    scaler.scale(loss * ranks.world_size).backward()
+                    totals[0] += loss.detach() * global_size
+                scaler.unscale_(optimizer)
+                if trainer.clip_grad_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.clip_grad_norm)
+                masks = sparsifier.masks() if recorded else []
+                scaler.step(optimizer)
+                scaler.update()
+                step += 1
+                totals[1] += len(labels)
+                trained_images += global_size
+                progress.update(global_size)
+                if recorded:
+                    mask_change = sparsifier.mask_change(masks)
+                    now = mean_loss()
+                    progress.show(loss=now, accuracy=top1, sparsity=sparsifier.sparsity)
+                    if not last_of_epoch:
+                        write({
+                            "step": step, "epoch": step / steps_per_epoch, "train/loss": now,
+                            "train/lr": optimizer.param_groups[0]["lr"], "sparsity/target": sparsifier.sparsity,
+                            "sparsity/mask_change": mask_change,
+                        })  # fmt: skip
+                if last_of_epoch or interruption.requested(step):
+                    break
+            seconds += time.perf_counter() - started
+
+            if not last_of_epoch:
+                save()
+                barrier()
+                tracker.finish()
+                say(f"Stopped after step {step} of {total_steps}: {interruption.reason}; the same command goes on from here.")
+                sys.exit(EXIT_UNFINISHED)
+
+            # ---- the epoch's evaluation, record and checkpoint ------------------------------------------------------
+            totals = all_reduce_sum(totals)
+            train_loss = mean_loss()
+            eval_loss, top1 = evaluate(network, data.eval.epoch(0), autocast=precision.autocast, reduce=all_reduce_sum)
+            best = max(best, top1)
+            rate = trained_images / seconds
+            write({
+                "step": step, "epoch": step / steps_per_epoch, "train/loss": train_loss, "val/loss": eval_loss,
+                "val/top1": top1, "train/lr": optimizer.param_groups[0]["lr"], "sparsity/target": sparsifier.sparsity,
+                "sparsity/mask_change": mask_change, **sparsity_record(sparsifier.report()),
+                "perf/images_per_second": rate,
+            })  # fmt: skip
+            figures = {"loss": train_loss, "accuracy": top1, "sparsity": sparsifier.sparsity}
+            progress.end_epoch(epoch + 1, epochs, figures)
+            totals = torch.zeros_like(totals)
+            if (epoch + 1) % trainer.checkpoint_every == 0 or step == total_steps or interruption.requested(0):
+                save()
+            if step < total_steps and interruption.requested(0):
+                barrier()
+                tracker.finish()
+                say(f"Stopped after epoch {epoch + 1} of {epochs}: {interruption.reason}; the same command goes on from here.")
+                sys.exit(EXIT_UNFINISHED)
+
+    # ---- the final model and its result -----------------------------------------------------------------------------
+    with user_errors(RuntimeError):
+        report = sparsifier.finalize()
+    eval_loss, top1 = evaluate(network, data.eval.epoch(0), autocast=precision.autocast, reduce=all_reduce_sum)
+    if ranks.is_main:
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+        weights = atomic_write(run.path / "model.safetensors", safetensors(tensors))
+        flops = feather.count_flops(model, torch.zeros(1, *data.image_shape, device=device))
+        result = describe_result(
+            cfg, config_hash=run.config_hash, report=report, flops=flops, device=device, precision=precision.name,
+            parameters=sum(p.numel() for p in model.parameters()), epochs=epochs, world_size=ranks.world_size,
+            final_top1=top1, best_top1=max(best, top1), final_loss=eval_loss, wall_seconds=seconds,
+            images_per_second=trained_images / seconds, model_file=weights, eval_split=data.eval_split,
+            theta=getattr(sparsifier.method, "theta", None), p=getattr(sparsifier.method, "p", None),
+        )  # fmt: skip
+        tracker.summary({key: value for key, value in result.items() if isinstance(value, (int, float, str))})
+        tracker.artifact(weights, f"{run.path.name}-model")
+        tracker.finish()
+        write_json(run.path / "result.json", result)  # last: from here on the run counts as finished
+        say(f"{run.path}: top-1 {top1:.2f} % (best {best:.2f} %), {report.nonzeros:,} of {report.prunable:,} weights, "
+            f"sparsity {100 * report.sparsity:.2f} %")  # fmt: skip
+    barrier()
+    return top1
+
+
+if __name__ == "__main__":
+    cli.run(main)
