@@ -14,7 +14,7 @@ help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 quickstart: $(STAMP)  ## train dense and sparse networks on embedded data, then print the table (minutes on a CPU)
-	$(BIN)/python train.py -m experiment=quickstart sparsity=0,0.9,0.95,0.98,0.99,0.995
+	$(BIN)/python train.py -m experiment=quickstart
 	$(BIN)/python scripts/report.py quickstart
 
 test: $(STAMP)  ## run the tests

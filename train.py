@@ -57,7 +57,7 @@ def train(cfg: Config, ranks) -> float:
     from engine.outcome import describe_result, sparsity_record
     from engine.precision import resolve_precision
     from engine.progress import Progress
-    from engine.records import MetricsLog, write_json
+    from engine.records import MetricsLog, environment, write_json
     from engine.rundir import open_run_directory
     from engine.seeding import rng_state, seed_everything, set_deterministic, set_rng_state
     from engine.tracking import create_tracker
@@ -69,6 +69,7 @@ def train(cfg: Config, ranks) -> float:
 
     # ---- the run directory: finished, unfinished or new ----------------------------------------------------------
     run = broadcast_object(open_run_directory(cfg) if ranks.is_main else None)
+    surroundings = environment()  # before the tree can change under a long run
     if run.result is not None:
         say(f"{run.path} is finished (top-1 {run.result['final_top1']:.2f} %): nothing to do, overwrite=true runs it anew.")
         return float(run.result["final_top1"])
@@ -111,7 +112,8 @@ def train(cfg: Config, ranks) -> float:
     # ---- go on where an earlier process stopped -------------------------------------------------------------------
     if ranks.is_main:
         run.create(cfg)
-    step, top1, best, seconds, trained_images = 0, 0.0, 0.0, 0.0, 0
+    step, top1, best, seconds = 0, 0.0, 0.0, 0.0  # seconds: of training alone
+    began = time.monotonic()
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # of the epoch: loss and images
     loaded = load_checkpoint(run.path, map_location=device)
     if loaded is not None:
@@ -121,7 +123,8 @@ def train(cfg: Config, ranks) -> float:
         sparsifier.load_state_dict(state["sparsifier"])
         scaler.load_state_dict(state["scaler"])
         set_rng_state(state["rng"][ranks.rank % len(state["rng"])])
-        step, best, seconds, trained_images = state["step"], state["best"], state["seconds"], state["images"]
+        step, best, seconds = state["step"], state["best"], state["seconds"]
+        began -= state["wall_seconds"]
         totals.copy_(state["totals"] * ranks.is_main)
         say(f"Going on from {path} at step {step} of {total_steps}.")
     log = MetricsLog(run.path / "metrics.jsonl")
@@ -142,7 +145,7 @@ def train(cfg: Config, ranks) -> float:
             state = {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(), "sparsifier": sparsifier.state_dict(),
                 "scaler": scaler.state_dict(), "rng": generators, "step": step, "best": best, "seconds": seconds,
-                "images": trained_images, "totals": sums,
+                "wall_seconds": time.monotonic() - began, "totals": sums,
             }  # fmt: skip
             save_checkpoint(run.path, state, step)
 
@@ -151,16 +154,22 @@ def train(cfg: Config, ranks) -> float:
             log.append(record)
             tracker.log(record, step)
 
+    def images_until(steps: int) -> int:
+        whole, rest = divmod(steps, steps_per_epoch)
+        return whole * data.train.num_samples + rest * trainer.batch_size
+
     def mean_loss() -> float:
-        loss = float(totals[0] / totals[1])
+        loss_sum, images = all_reduce_sum(totals.clone()).tolist()
+        loss = loss_sum / images
         if loss - loss != 0:
             raise ConfigError(f"The loss is {loss} at step {step}: lower optimizer.lr; the last checkpoint is kept.")
         return loss
 
     # ---- train -----------------------------------------------------------------------------------------------------
     progress = Progress(
-        (total_steps - step) * trainer.batch_size, description=run.path.name, enabled=ranks.is_main and trainer.progress
-    )
+        images_until(total_steps), done_images=images_until(step), enabled=ranks.is_main and trainer.progress,
+        description=f"{cfg.model.name} {cfg.method.name} {cfg.sparsity:g}",
+    )  # fmt: skip
     with Interruption(cfg.time_limit_minutes, ranks) as interruption, progress:
         while step < total_steps:
             epoch, first = divmod(step, steps_per_epoch)
@@ -189,7 +198,6 @@ def train(cfg: Config, ranks) -> float:
                 scaler.update()
                 step += 1
                 totals[1] += len(labels)
-                trained_images += global_size
                 progress.update(global_size)
                 if recorded:
                     mask_change = sparsifier.mask_change(masks)
@@ -213,11 +221,10 @@ def train(cfg: Config, ranks) -> float:
                 sys.exit(EXIT_UNFINISHED)
 
             # ---- the epoch's evaluation, record and checkpoint ------------------------------------------------------
-            totals = all_reduce_sum(totals)
             train_loss = mean_loss()
             eval_loss, top1 = evaluate(network, data.eval.epoch(0), autocast=precision.autocast, reduce=all_reduce_sum)
             best = max(best, top1)
-            rate = trained_images / seconds
+            rate = images_until(step) / seconds
             write({
                 "step": step, "epoch": step / steps_per_epoch, "train/loss": train_loss, "val/loss": eval_loss,
                 "val/top1": top1, "train/lr": optimizer.param_groups[0]["lr"], "sparsity/target": sparsifier.sparsity,
@@ -244,10 +251,11 @@ def train(cfg: Config, ranks) -> float:
         weights = atomic_write(run.path / "model.safetensors", safetensors(tensors))
         flops = feather.count_flops(model, torch.zeros(1, *data.image_shape, device=device))
         result = describe_result(
-            cfg, config_hash=run.config_hash, report=report, flops=flops, device=device, precision=precision.name,
-            parameters=sum(p.numel() for p in model.parameters()), epochs=epochs, world_size=ranks.world_size,
-            final_top1=top1, best_top1=max(best, top1), final_loss=eval_loss, wall_seconds=seconds,
-            images_per_second=trained_images / seconds, model_file=weights, eval_split=data.eval_split,
+            cfg, config_hash=run.config_hash, report=report, flops=flops, device=device, surroundings=surroundings,
+            precision=precision.name, parameters=sum(p.numel() for p in model.parameters()), epochs=epochs,
+            world_size=ranks.world_size,
+            final_top1=top1, best_top1=max(best, top1), final_loss=eval_loss, wall_seconds=time.monotonic() - began,
+            images_per_second=images_until(step) / seconds, model_file=weights, eval_split=data.eval_split,
             theta=getattr(sparsifier.method, "theta", None), p=getattr(sparsifier.method, "p", None),
         )  # fmt: skip
         tracker.summary({key: value for key, value in result.items() if isinstance(value, (int, float, str))})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
@@ -41,6 +42,13 @@ def run(main: Callable[[], Any]) -> None:
     if _full_error:
         main()
         return
+    sys.argv[1:] = sorted(
+        sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun")
+    )  # wherever they stand
+    for argument in sys.argv[1:]:
+        if argument.startswith("="):
+            sys.exit(f"{argument} has no option before its equals sign: write KEY=VALUE.")
+    argparse.ArgumentParser.error = _wrong_flag  # type: ignore[assignment, method-assign]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra lets errors through to here instead of printing them its way
     try:
         main()
@@ -52,19 +60,42 @@ def run(main: Callable[[], Any]) -> None:
         sys.exit(1)
 
 
+def _wrong_flag(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    sys.exit(f"{message}: see python train.py --help.")
+
+
+# What Hydra says, and what is said instead.
+_KINDS = {"Float": "a number", "Integer": "an integer", "bool": "true or false", "ListConfig": "a list, such as [a,b]"}
+_REWRITTEN: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+    (
+        r"Error merging override (.*)\n.*(?:could not be converted to|is not a valid|is not a) (\w+)",
+        lambda m: f"{m[1]} is not possible: the value must be {_KINDS.get(m[2], m[2])}.",
+    ),
+    (r"Error merging override (.*)\n.*is not Optional", lambda m: f"{m[1]} is not possible: it needs a value."),
+    (
+        r"Ambiguous value for argument '(.*)'",
+        lambda m: f"{m[1]} lists several values: add -m to run every one of them.",
+    ),
+    (r"Error parsing override '(.*)'\nmissing EQUAL", lambda m: f"{m[1]} has no value: write {m[1]}=VALUE."),
+    (r"Multiple values for (\S+)\..*: (\S+)'", lambda m: f"{m[1]} has a choice already: write {m[1]}={m[2]}."),
+)
+
+
 def _sentence(error: Exception) -> str:
     """Hydra's paragraph as one sentence that says what would be right."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice} is unknown: choose one of {', '.join(error.options)}."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines += [line.strip() for line in str(error.__cause__ or "").splitlines()[:1] if line.strip() not in lines]
+    for pattern, told in _REWRITTEN:
+        if found := re.match(pattern, "\n".join(lines)):
+            return told(found)
     unknown = re.match(r"Could not override '(.+?)'", lines[0])
     if unknown:
         close = difflib.get_close_matches(unknown[1], list(_keys(Config)), n=1)
         return f"{unknown[1]} is not an option: " + (f"did you mean {close[0]}?" if close else "see --cfg job for all.")
-    cause = str(error.__cause__ or "").splitlines()
-    detail = [line.strip() for line in cause[:1] if line.strip() not in lines]
-    facts = [line for line in (*lines, *detail) if not re.match(r"(full_key|reference_type|object_type|See http)", line)]
+    facts = [line for line in lines if not re.match(r"(full_key|reference_type|object_type|See http)", line)]
     return ": ".join(dict.fromkeys(fact.rstrip(".:") for fact in facts)) + "."
 
 

@@ -1,7 +1,7 @@
 """The configuration's schema, what makes one valid, and the run directory that follows from it.
 
-Hydra composes ``conf/`` into these dataclasses, so a misspelt key or a value of the wrong type fails at launch. This module
-imports neither torch nor W&B: ``train.py --help`` must answer at once.
+Hydra composes ``conf/`` into these dataclasses, so a misspelt key or a value of the wrong type fails at launch. This
+module imports neither torch nor W&B: ``train.py --help`` must answer at once.
 """
 
 from __future__ import annotations
@@ -102,7 +102,6 @@ class TrainerConfig:
 class LoggerConfig:
     name: str = MISSING  # wandb, wandb_offline, none
     project: str = "feather"
-    entity: str | None = None
 
 
 @dataclass
@@ -127,7 +126,9 @@ class Config:
 
 def register_schema() -> None:
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    schema = OmegaConf.structured(Config)
+    OmegaConf.set_struct(schema.model.options, False)  # each network has its own: model.options.width=16
+    store.store(name="schema", node=schema)
     for arg in sys.argv[1:]:
         # every torchvision and timm name is a choice of the model group, without a file of its own
         if arg.startswith("model="):
@@ -138,7 +139,8 @@ def register_schema() -> None:
 
 # Where and how a run is executed, not what it computes.
 NOT_HASHED = {
-    "run_dir", "overwrite", "time_limit_minutes", "logger", "label", "dataset.root", "dataset.download", "dataset.workers",
+    "run_dir", "overwrite", "time_limit_minutes", "logger", "label",
+    "dataset.root", "dataset.download", "dataset.workers",
     "trainer.device", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every", "trainer.eval_batch_size",
 }  # fmt: skip
 
@@ -171,7 +173,12 @@ def prepare(cfg: Any) -> Config:
     """
     missing = OmegaConf.missing_keys(cfg)
     if missing:
-        raise ConfigError(f"The configuration has no value for {', '.join(sorted(missing))}: set it on the command line.")
+        raise ConfigError(
+            f"The configuration has no value for {', '.join(sorted(missing))}: set it on the command line."
+        )
+    unknown = _unknown(OmegaConf.to_container(cfg), OmegaConf.to_container(OmegaConf.structured(Config)))
+    if unknown:
+        raise ConfigError(f"{unknown} is not an option, although a plus sign adds it: see --cfg job for all.")
     config: Config = OmegaConf.to_object(cfg)
     _validate(config)
     if config.sparsity == 0:  # one dense run, whatever method it was asked through
@@ -194,7 +201,9 @@ def _validate(cfg: Config) -> None:
     require(trainer.epochs >= 1, "trainer.epochs", trainer.epochs, "at least 1")
     require(trainer.batch_size >= 1, "trainer.batch_size", trainer.batch_size, "at least 1")
     require(trainer.eval_batch_size >= 1, "trainer.eval_batch_size", trainer.eval_batch_size, "at least 1")
-    require(1 <= trainer.accumulate <= trainer.batch_size, "trainer.accumulate", trainer.accumulate, "in [1, batch_size]")
+    require(
+        1 <= trainer.accumulate <= trainer.batch_size, "trainer.accumulate", trainer.accumulate, "in [1, batch_size]"
+    )
     require(trainer.max_steps is None or trainer.max_steps >= 1, "trainer.max_steps", trainer.max_steps, "at least 1")
     require(trainer.log_every >= 1, "trainer.log_every", trainer.log_every, "at least 1")
     require(trainer.checkpoint_every >= 1, "trainer.checkpoint_every", trainer.checkpoint_every, "at least 1")
@@ -213,7 +222,9 @@ def _validate(cfg: Config) -> None:
     require(0 <= optimizer.momentum < 1, "optimizer.momentum", optimizer.momentum, "in [0, 1)")
     require(_finite(optimizer.weight_decay) and optimizer.weight_decay >= 0, "optimizer.weight_decay",
             optimizer.weight_decay, "at least 0")  # fmt: skip
-    require(cfg.lr_schedule.warmup_epochs >= 0, "lr_schedule.warmup_epochs", cfg.lr_schedule.warmup_epochs, "at least 0")
+    require(
+        cfg.lr_schedule.warmup_epochs >= 0, "lr_schedule.warmup_epochs", cfg.lr_schedule.warmup_epochs, "at least 0"
+    )
     require(0 <= cfg.dataset.validation < 1, "dataset.validation", cfg.dataset.validation, "in [0, 1)")
     require(cfg.dataset.workers >= 0, "dataset.workers", cfg.dataset.workers, "at least 0")
     size = cfg.dataset.image_size
@@ -231,7 +242,19 @@ def _validate(cfg: Config) -> None:
     if theta is not None and theta != "auto":
         number = isinstance(theta, (int, float)) and not isinstance(theta, bool)
         require(number and 0 <= theta <= 1, "method.theta", theta, "a number in [0, 1] or auto")
+        cfg.method.theta = float(theta)  # 1 and 1.0 are one configuration
     require(cfg.method.p is None or cfg.method.p >= 1, "method.p", cfg.method.p, "a number in [1, inf]")
+
+
+def _unknown(given: dict[str, Any], schema: dict[str, Any], prefix: str = "") -> str | None:
+    """The first key of ``given`` that the schema lacks; the schema's empty dicts may hold anything."""
+    for key, value in given.items():
+        if key not in schema:
+            return prefix + key
+        inner = schema[key]
+        if isinstance(inner, dict) and inner and (found := _unknown(value, inner, f"{prefix}{key}.")):
+            return found
+    return None
 
 
 def _finite(value: float) -> bool:

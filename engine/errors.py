@@ -14,10 +14,10 @@ from engine.data import DataError
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turn errors that describe themselves in a sentence into ``ConfigError``, which Hydra prints without a traceback.
 
-    By default those of setting a run up: ValueError, OSError, damaged data and checkpoints. HYDRA_FULL_ERROR=1 shows the
-    traceback all the same.
+    By default those of setting a run up: ValueError, OSError, damaged data and checkpoints. HYDRA_FULL_ERROR=1 shows
+    the traceback all the same.
     """
     try:
         yield
     except kinds or (ValueError, OSError, DataError, CheckpointError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{str(error).rstrip('.')}.") from error

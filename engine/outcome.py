@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from engine.config import Config
-from engine.records import environment
 from feather import FlopsReport, SparsityReport, default_framework
 
 FORMAT = 1
@@ -38,6 +37,7 @@ def describe_result(
     device: torch.device,
     model_file: Path,
     p: float | None,
+    surroundings: dict[str, Any],
     **figures: Any,
 ) -> dict[str, Any]:
     """The content of ``result.json``: what was asked for, what came out, where, and the command that makes it again.
@@ -48,10 +48,10 @@ def describe_result(
         device: that the run used.
         model_file: the final weights, whose SHA-256 is recorded.
         p: order of the operator; infinity, which JSON lacks, is written as "inf".
+        surroundings: ``engine.records.environment()`` as the run began.
         figures: further entries, taken as they are.
     """
-    surroundings = environment()
-    hardware = surroundings.pop("hardware")
+    hardware = surroundings["hardware"]
     return {
         "format": FORMAT,
         "experiment": cfg.experiment_name,
@@ -72,7 +72,6 @@ def describe_result(
         "dense_flops": flops.dense,
         "device": hardware["gpu"] if device.type == "cuda" else hardware["cpu"],
         **figures,
-        "hardware": hardware,
         **surroundings,
         "command": shlex.join(["python", "train.py", *_overrides(cfg)]),
         "model_sha256": hashlib.sha256(model_file.read_bytes()).hexdigest(),

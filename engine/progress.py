@@ -48,6 +48,7 @@ class Progress:
                 unit=" images",
                 unit_scale=True,
                 dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}% |{bar:16}| {rate_fmt}, {remaining} left{postfix}",
                 mininterval=0.2,
                 file=self._stream,
             )

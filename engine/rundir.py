@@ -16,7 +16,8 @@ from engine.config import Config, ConfigError, config_hash, run_directory
 from engine.records import write_json
 
 _FORMAT = 1
-_OWN = ("run.json", "config.yaml", "metrics.jsonl", "result.json", "model.safetensors", "wandb")
+# In the order of removal: what is left after a crash half-way is still a run's directory, and not a finished one.
+_OWN = ("result.json", "checkpoint_*.pt", "model.safetensors", "metrics.jsonl", "wandb", "config.yaml", "run.json")
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,20 @@ class RunDirectory:
         Raises:
             ConfigError: it cannot be written.
         """
-        if not self.is_new:
+        if not self.is_new and (self.path / "config.yaml").exists():
             return
         try:
-            if self.path.is_dir():
+            if self.is_new:
                 _clear(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
+                self.path.mkdir(parents=True, exist_ok=True)
+                marker = {"format": _FORMAT, "config_hash": self.config_hash, "run_id": self.run_id}
+                write_json(self.path / "run.json", marker)
             config = OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True)
             atomic_write(self.path / "config.yaml", config.encode())
-            marker = {"format": _FORMAT, "config_hash": self.config_hash, "run_id": self.run_id}
-            write_json(self.path / "run.json", marker)
         except OSError as error:
-            raise ConfigError(f"run_dir={self.path} cannot be written ({error.strerror}): name another folder.") from None
+            raise ConfigError(
+                f"run_dir={self.path} cannot be written ({error.strerror}): name another folder."
+            ) from None
 
 
 def open_run_directory(cfg: Config) -> RunDirectory:
@@ -59,12 +62,14 @@ def open_run_directory(cfg: Config) -> RunDirectory:
     marker = path / "run.json"
     if path.exists() and not path.is_dir():
         raise ConfigError(f"run_dir={path} is a file: name a folder.")
-    if path.is_dir() and not marker.exists() and any(path.iterdir()):
+    if path.is_dir() and not marker.exists() and any(not entry.name.startswith(".tmp-") for entry in path.iterdir()):
         raise ConfigError(f"run_dir={path} is not empty and not a run's directory: name a new folder.")
     if marker.exists() and not cfg.overwrite:
         known = _read_json(marker)
         if known.get("format") != _FORMAT:
-            raise ConfigError(f"{marker} has format {known.get('format')}, this version reads {_FORMAT}: use overwrite=true.")
+            raise ConfigError(
+                f"{marker} has format {known.get('format')}, this version reads {_FORMAT}: use overwrite=true."
+            )
         if known.get("config_hash") != digest:
             raise ConfigError(
                 f"run_dir={path} holds a run of another configuration ({known.get('config_hash')}, this one is {digest}): "
@@ -77,11 +82,12 @@ def open_run_directory(cfg: Config) -> RunDirectory:
 
 
 def _clear(path: Path) -> None:
-    for own in [*(path / name for name in _OWN), *path.glob("checkpoint_*.pt")]:
-        if own.is_dir():
-            shutil.rmtree(own)
-        else:
-            own.unlink(missing_ok=True)
+    for pattern in _OWN:
+        for own in path.glob(pattern):
+            if own.is_dir():
+                shutil.rmtree(own)
+            else:
+                own.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

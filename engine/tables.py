@@ -219,3 +219,59 @@ def terminal_curve(cells: list[Cell], width: int = 40) -> str:
     ]
     axis = f"{' ' * left} {low} %{'top-1'.center(width - len(str(low)) - 2 - 7)}{high:.2f} %"
     return "\n".join([*lines, axis])
+
+
+def index_markdown(
+    experiments: dict[str, list[Cell]], benchmark: dict[str, Any] | None, figures: dict[str, list[str]]
+) -> str:
+    """``results/README.md``: every experiment with its summary, figures and table, and the cost of sparsification.
+
+    Args:
+        experiments: cells by name.
+        benchmark: what ``scripts/bench_training.py`` wrote, or None.
+        figures: names of the figure files by experiment, below ``figures/``.
+    """
+    parts = [
+        marker("results/runs and results/benchmarks"),
+        "# Results",
+        "Every number comes from a run whose evidence (configuration, metrics of each epoch, hardware, seed, commit) lies "
+        "in `runs/`. Top-1 accuracy in percent after the last epoch, mean ± sample standard deviation (number of seeds); "
+        "what is not listed has not been run. `python scripts/report.py` makes this page and `--check` tells whether it "
+        "is up to date.",
+    ]
+    for name, cells in experiments.items():
+        parts.append(f"## {name}")
+        names = row_names(cell.setting for cell in cells)
+        for (dataset, model), group in by_network(cells).items():
+            notes = sorted({cell.setting.label for cell in group if cell.setting.label})
+            hardware = sorted({device for cell in group for device in cell.values("device")})
+            parts += [
+                f"**{model} on {dataset}**" + (f" ({'; '.join(notes)})" if notes else "") + f", {', '.join(hardware)}",
+                _summary(group, names),
+            ]
+        parts.append(f"[All settings, non-zeros, FLOPs and evidence](tables/{name}.md)")
+        parts += [f"![{figure}](figures/{figure})" for figure in figures.get(name, [])]
+    if benchmark is not None:
+        parts += ["## What sparsification costs", _benchmark(benchmark)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _benchmark(benchmark: dict[str, Any]) -> str:
+    hardware = benchmark["hardware"]
+    device = hardware["gpu"] if benchmark["device"].startswith("cuda") else hardware["cpu"]
+    header = ["network", "precision", "dense step", "sparse step", "sparse / dense (quartiles)", "images/s sparse"]
+    rows = [
+        [
+            *(row["model"], row["precision"]),
+            *(f"{1e3 * row[key]:.0f} ms" for key in ("dense_step_seconds", "sparse_step_seconds")),
+            f"{row['ratio']:.3f} ({row['ratio_quartiles'][0]:.3f} to {row['ratio_quartiles'][1]:.3f})",
+            f"{row['sparse_images_per_second']:.0f}",
+        ]
+        for row in benchmark["rows"]
+    ]
+    first = benchmark["rows"][0]
+    return (
+        f"Training steps of Feather at {percent(first['sparsity'])} over a whole schedule against dense ones, batch "
+        f"{first['batch_size']}, 32x32 images, median of {first['pairs']} interleaved pairs, {device}, "
+        f"{hardware['threads']} threads; [evidence](benchmarks/training.json).\n\n{markdown_rows(header, rows)}"
+    )

@@ -134,7 +134,7 @@ class _WandbTracker:
         if mode == "online":
             self.description = f"W&B: {run.url}"
         else:
-            folder = Path(run.dir).parent
+            folder = os.path.relpath(Path(run.dir).parent)
             self.description = (
                 f"W&B: offline, see it with `wandb beta leet {folder}`, send it with `wandb sync {folder}`"
             )

@@ -12,6 +12,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FRAMEWORKS", "Cubic", "FlopsReport", "Linear", "OneShot", "Schedule", "Sparsifier", "SparsityReport",
-    "auto_theta", "count_flops", "create", "default_framework", "fine_tune", "magnitude_quantile", "methods", "p_threshold",
-    "prunable_parameters", "scale_pruned_gradient", "sparsity_report", "zeros_at",
+    "auto_theta", "count_flops", "create", "default_framework", "fine_tune", "magnitude_quantile", "methods",
+    "p_threshold", "prunable_parameters", "scale_pruned_gradient", "sparsity_report", "zeros_at",
 ]  # fmt: skip

@@ -45,7 +45,7 @@ class Method(ABC):
         return grad
 
     @abstractmethod
-    def expected_zeros(self, sizes: Sequence[int]) -> int | None:
+    def expected_zeros(self, shapes: Sequence[Sequence[int]]) -> int | None:
         """Zeros at the end where no magnitudes tie; None for a method that does not control them to the weight."""
 
     def thresholds(self) -> list[Tensor] | None:
@@ -95,8 +95,8 @@ class Thresholding(Method):
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
         return scale_pruned_gradient(grad, sparse_weight, self.theta) if self.active else grad
 
-    def expected_zeros(self, sizes: Sequence[int]) -> int:
-        return self.framework.zeros(sizes, self.sparsity)
+    def expected_zeros(self, shapes: Sequence[Sequence[int]]) -> int:
+        return self.framework.zeros(shapes, self.sparsity)
 
     def thresholds(self) -> list[Tensor] | None:
         return self._thresholds if self.active else None
@@ -128,12 +128,12 @@ class FixedMask(Method):
         self.masks = [mask.to(weight.device) for mask, weight in zip(self.masks, weights, strict=True)]
 
     def forward(self, index: int, weight: Tensor) -> Tensor:
-        return weight.masked_fill(~self.masks[index], 0)
+        return torch.where(self.masks[index], weight, 0)
 
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
-        return grad.masked_fill(~self.masks[index], 0)
+        return torch.where(self.masks[index], grad, 0)
 
-    def expected_zeros(self, sizes: Sequence[int]) -> int | None:
+    def expected_zeros(self, shapes: Sequence[Sequence[int]]) -> int | None:
         return None  # a kept weight may reach zero by training
 
     def settings(self) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def p_threshold(weight: Tensor, threshold: Tensor, p: float = 3.0) -> Tensor:
     if weight.dtype != w.dtype:  # a kept weight must not round to zero
         smallest = torch.finfo(weight.dtype).smallest_normal * torch.finfo(weight.dtype).eps
         thresholded = thresholded.abs().clamp_(min=smallest).copysign_(w)
-    thresholded = thresholded.masked_fill(magnitude <= threshold, 0)
-    return torch.where(threshold > 0, thresholded, w).to(weight.dtype)
+    thresholded = torch.where(magnitude <= threshold, 0, thresholded)  # masked_fill would lose channels_last
+    return torch.where(threshold > 0, thresholded.to(weight.dtype), weight)
 
 
 def scale_pruned_gradient(grad: Tensor, sparse_weight: Tensor, theta: float) -> Tensor:

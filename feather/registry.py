@@ -76,7 +76,8 @@ def create(
         total_steps: optimizer steps of the whole run.
         p: order of the operator, in [1, inf]; default 3 for Feather.
         theta: scale of pruned weights' gradients, in [0, 1], or "auto" (0.5 above 95 % sparsity, else 1).
-        framework: where thresholds come from: "global", or "auto" for the choice of the method's paper.
+        framework: where thresholds come from: "global", layer by layer with "uniform" or "erk" densities, or "auto" for
+            the choice of the method's paper.
         schedule: "cubic", "linear", "one_shot", or a ``Schedule`` (which then holds its own steps and target).
         start_step: optimizer step at which pruning starts; default 0.
         end_step: optimizer step from which the target holds; default half of ``total_steps``.
@@ -122,7 +123,7 @@ def create(
         _require(schedule.target == sparsity, "schedule.target", schedule.target, f"sparsity={sparsity}")
         _require(schedule.end_step <= total_steps, "schedule.end_step", schedule.end_step, f"in [0, {total_steps}]")
     else:
-        schedule = create_schedule(schedule, float(sparsity), total_steps, start_step=start_step, end_step=end_step)
+        schedule = create_schedule(schedule, sparsity, total_steps, start_step=start_step, end_step=end_step)
     built = Thresholding(schedule, FRAMEWORKS[framework](), p=float(order), theta=float(scale))
     parameters = prunable_parameters(model, include, exclude)
     _require_trainable(model, parameters, optimizer)

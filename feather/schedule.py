@@ -92,4 +92,4 @@ def create_schedule(
         raise ValueError(
             f"end_step={end_step!r} does not go with schedule='one_shot', which ends at start_step={start}."
         )
-    return SCHEDULES[name](sparsity, start, end)
+    return SCHEDULES[name](float(sparsity), int(start), int(end))

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from types import FrameType
 from typing import Any
 
 import torch
@@ -52,14 +54,19 @@ class Sparsifier:
         self._names = list(parameters)
         self._parameters = list(parameters.values())
         self._tensors: list[Tensor] = [*self._parameters]  # the same list for calls that ask for plain tensors
-        self._dense = [parameter.detach().clone() for parameter in self._parameters]
+        self._idle = method.sparsity == 0  # a dense run: no second copy, no hooks
+        self._dense = [p.detach() if self._idle else p.detach().clone() for p in self._parameters]
         self._holds_dense = True  # what the Parameters hold now
         self._in_dense = False  # inside `with sparsifier.dense():`
         self._load_call: tuple[nn.Module, list[str]] | None = None  # the load_state_dict call that is under way
+        self._step_frame: FrameType | None = None  # of the optimizer step that is under way
         self._versions: list[int] = []
         self._finalized = False
+        self._handles: list[RemovableHandle] = []
         self._check_finite(wait=True)
-        self._handles: list[RemovableHandle] = [
+        if self._idle:
+            return
+        self._handles += [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
@@ -232,6 +239,10 @@ class Sparsifier:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        frame = sys._getframe(1)
+        if _is_inside(frame, self._step_frame):  # an optimizer whose step calls its base class's step
+            return None
+        self._step_frame = frame
         # by value now and then, and early: what a loop writes through `parameter.data` moves no version counter
         self._refuse_outside_changes(by_value=self.step % _CHECK_EVERY == 1)
         if self.step == self.total_steps:
@@ -260,6 +271,9 @@ class Sparsifier:
         return evaluate
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if sys._getframe(1) is not self._step_frame:
+            return
+        self._step_frame = None
         self._take_parameters_as_dense()
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):  # GradScaler with a fused optimizer: the kernel skipped this step
@@ -312,6 +326,9 @@ class Sparsifier:
 
     def _follow_parameters(self) -> bool:
         """Bring the dense copies to where ``model.to(...)`` has brought the Parameters: device, type and layout."""
+        if self._idle:
+            self._dense = [parameter.detach() for parameter in self._parameters]
+            return False
         moved = False
         for index, (parameter, weight) in enumerate(zip(self._parameters, self._dense, strict=True)):
             if (parameter.device, parameter.dtype, parameter.stride()) != (
@@ -342,6 +359,8 @@ class Sparsifier:
         if self._holds_dense and self.method.active:  # an optimizer step that raised half-way
             self._take_parameters_as_dense()
             self._show_sparse()
+            return
+        if self._idle:
             return
         for index, (parameter, version) in enumerate(zip(self._parameters, self._versions, strict=True)):
             if parameter._version == version and not by_value:
@@ -376,10 +395,10 @@ class Sparsifier:
                 )
 
     def _check_target(self, zeros: int) -> None:
-        expected = self.method.expected_zeros([weight.numel() for weight in self._dense])
-        if (
-            expected is None or zeros == expected or not self.method.active
-        ):  # where nothing is pruned, zeros are weights
+        expected = self.method.expected_zeros([weight.shape for weight in self._dense])
+        if expected is None or zeros == expected:
+            return
+        if not self.method.active:  # nothing is pruned: the zeros are weights
             return
         pruned = [w[p == 0].abs() for w, p in zip(self._dense, self._parameters, strict=True)]
         largest = max((float(w.max()) for w in pruned if w.numel()), default=0.0)
@@ -448,6 +467,15 @@ class _LoadHook:
     def __reduce__(self) -> tuple[Any, ...]:
         # from the standard library alone, so that torch.save(model) loads where feather is not installed
         return getattr, (nullcontext(), "__exit__")
+
+
+def _is_inside(frame: FrameType | None, outer: FrameType | None) -> bool:
+    """Whether ``outer`` still runs, as a caller of ``frame``; one whose step raised does not."""
+    while outer is not None and frame is not None:
+        if frame is outer:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _owners(model: nn.Module, parameters: Sequence[nn.Parameter]) -> dict[nn.Module, list[int]]:

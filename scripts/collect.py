@@ -41,6 +41,9 @@ def evidence(directory: Path) -> tuple[str, dict[str, str]]:
         CONFIG: (directory / CONFIG).read_text(),
         METRICS: "".join(f"{line}\n" for line in lines),
     }
+    data = run.config.get("dataset.root")
+    if data and Path(data).is_absolute():  # where somebody keeps the data set says nothing about the run
+        files = {name: text.replace(data, "data") for name, text in files.items()}
     return run.result["experiment"], {name: without_machine_paths(text) for name, text in files.items()}
 
 

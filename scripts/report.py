@@ -11,6 +11,7 @@ Exit status: 0 all made; 1 something was damaged, missing or stale (each named i
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -88,6 +89,15 @@ def experiment_products(name: str, cells: list[Cell], out: Path) -> Products:
         if (data := make(cells))
     }
     return Products(texts, plots)
+
+
+def index_products(experiments: dict[str, list[Cell]], out: Path) -> Products:
+    measured = out / "benchmarks" / "training.json"
+    benchmark = json.loads(measured.read_text()) if measured.exists() else None
+    figures = {
+        name: [path.name for path in experiment_products(name, cells, out).plots] for name, cells in experiments.items()
+    }
+    return Products({out / "README.md": tables.index_markdown(experiments, benchmark, figures)}, {})
 
 
 def quickstart_products(cells: list[Cell], out: Path) -> Products:
@@ -172,6 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
     if not names and not available:
         print(f"No runs in {shown(runs)}: nothing to report.")
+    experiments: dict[str, list[Cell]] = {}
     for name in sorted(available if not names else available & set(names)):
         cells, damaged = read_cells(runs / name)
         problems += damaged
@@ -181,7 +192,10 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{shown(runs / name)} also holds runs of {', '.join(misplaced)}: one directory per experiment."
             )
         if cells:
+            experiments[name] = cells
             problems += _finish(experiment_products(name, cells, out), options.check)
+    if not names and experiments:
+        problems += _finish(index_products(experiments, out), options.check)
     if options.check and not names:
         problems += orphans(out, available)
     return _end(problems)

@@ -16,5 +16,5 @@ class Framework(ABC):
         """One 0-dim threshold per tensor of ``weights``, for ``sparsity`` in (0, 1)."""
 
     @abstractmethod
-    def zeros(self, sizes: Sequence[int], sparsity: float) -> int:
-        """How many weights of layers with ``sizes`` elements are zero at ``sparsity`` where no magnitudes are equal."""
+    def zeros(self, shapes: Sequence[Sequence[int]], sparsity: float) -> int:
+        """How many of the weights of ``shapes`` are zero at ``sparsity`` where no magnitudes are equal."""

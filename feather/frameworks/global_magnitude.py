@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -16,5 +17,5 @@ class GlobalMagnitude(Framework):
     def thresholds(self, weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
         return [magnitude_quantile(weights, sparsity)] * len(weights)
 
-    def zeros(self, sizes: Sequence[int], sparsity: float) -> int:
-        return zeros_at(sparsity, sum(sizes))
+    def zeros(self, shapes: Sequence[Sequence[int]], sparsity: float) -> int:
+        return zeros_at(sparsity, sum(math.prod(shape) for shape in shapes))

@@ -130,6 +130,7 @@ def test_training_trace(name):
             assert loss.item() == pytest.approx(z["eval_loss"][epoch], rel=1e-6)
             assert sum(int((weight == 0).sum()) for weight in weights) == z["zeros"][epoch]
     report = sparsifier.finalize()
-    assert report.zeros == z["zeros"][-1] and report.prunable == z["prunable"]
+    assert report.zeros == z["zeros"][-1]
+    assert report.prunable == z["prunable"]
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(probe), torch.from_numpy(z["logits"]), rtol=1e-6, atol=1e-8)

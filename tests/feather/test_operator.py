@@ -1,0 +1,125 @@
+"""P_T and the gradient rule against their literal forms."""
+
+import math
+
+import pytest
+import torch
+
+import feather
+
+ORDERS = [1, 1.5, 2, 2.5, 3, 5, 15, math.inf]
+
+
+def literal(weight, threshold, p):
+    """The paper's equation in float64, on the values that the operator sees."""
+    w, t = weight.double(), threshold.double()
+    inside = w if math.isinf(p) else w.sign() * (w.abs() ** p - t**p).clamp(min=0) ** (1 / p)
+    return torch.where(w.abs() > t, inside, 0.0)
+
+
+def right_above(threshold, count=2000):
+    """The ``count`` floats that follow T, with both signs."""
+    bits = torch.arange(1, count + 1) + threshold.view(torch.int32)
+    above = bits.to(torch.int32).view(torch.float32)
+    return torch.cat([above, -above])
+
+
+@pytest.mark.parametrize("p", ORDERS)
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_equals_the_literal_form_in_float64(p, scale):
+    weight = torch.randn(4000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * scale
+    threshold = torch.tensor(0.7 * scale, dtype=torch.float64)
+    sparse = feather.p_threshold(weight, threshold, p)
+    expected = literal(weight, threshold, p)
+    assert torch.equal(sparse == 0, weight.abs() <= threshold)
+    away = weight.abs() > 1.001 * threshold  # the literal form cancels right above T
+    torch.testing.assert_close(sparse[away], expected[away], rtol=1e-11, atol=0)
+    torch.testing.assert_close(sparse, expected, rtol=0, atol=1e-7 * scale)
+
+
+@pytest.mark.parametrize("p", ORDERS)
+@pytest.mark.parametrize("value", [3e-3, 0.05, 0.7])
+def test_fp32_keeps_its_precision_right_above_the_threshold(p, value):
+    threshold = torch.tensor(value)
+    weight = torch.cat([right_above(threshold), torch.linspace(value, 100 * value, 5000)[1:]])
+    sparse = feather.p_threshold(weight, threshold, p).double()
+    a, t = weight.double().abs(), threshold.double()
+    gap = (a - t) / a  # exact enough in float64: no cancellation is left
+    expected = a if math.isinf(p) else a * (-torch.expm1(p * torch.log1p(-gap))) ** (1 / p)
+    assert ((sparse.abs() - expected) / expected).abs().max() < 5e-7
+    assert torch.equal(sparse.sign(), weight.double().sign())
+
+
+@pytest.mark.parametrize("p", ORDERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_are_computed_in_fp32(p, dtype):
+    generator = torch.Generator().manual_seed(1)
+    weight = (torch.randn(4000, generator=generator) * 1e-3).to(dtype)  # |w|^3 underflows in fp16
+    threshold = torch.tensor(5e-4)
+    sparse = feather.p_threshold(weight, threshold, p)
+    assert sparse.dtype == dtype
+    expected = feather.p_threshold(weight.double(), threshold.double(), p)
+    torch.testing.assert_close(sparse.double(), expected, rtol=torch.finfo(dtype).eps, atol=6e-8)
+
+
+@pytest.mark.parametrize("p", ORDERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_kept_weight_never_rounds_to_zero(p, dtype):
+    """A threshold just below a half-precision weight would otherwise prune it by underflow."""
+    weight = torch.tensor([0.01, -0.01], dtype=dtype)
+    threshold = torch.nextafter(weight[0].float(), torch.tensor(0.0))
+    sparse = feather.p_threshold(weight, threshold, p)
+    assert torch.equal(sparse.sign(), weight.sign())
+
+
+@pytest.mark.parametrize("p", ORDERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_zero_threshold_is_the_identity_bit_for_bit(p, dtype):
+    info = torch.finfo(dtype)
+    smallest = info.smallest_normal * info.eps
+    special = [0.0, -0.0, smallest, -smallest, info.smallest_normal, info.max, -info.max, 1.0, -1 / 3, math.inf]
+    weight = torch.tensor([*special, math.nan], dtype=dtype)
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    sparse = feather.p_threshold(weight, torch.tensor(0.0), p)
+    assert torch.equal(sparse.view(integer), weight.view(integer))
+
+
+@pytest.mark.parametrize("p", ORDERS)
+def test_nan_propagates_and_a_weight_equal_to_the_threshold_is_pruned(p):
+    threshold = torch.tensor(0.25)
+    above = torch.nextafter(threshold, torch.tensor(1.0))
+    weight = torch.stack([torch.tensor(math.nan), threshold, -threshold, above, -above])
+    sparse = feather.p_threshold(weight, threshold, p)
+    assert sparse[0].isnan()
+    assert (sparse[1:3] == 0).all()
+    assert sparse[3] > 0 > sparse[4]
+
+
+@pytest.mark.parametrize("p", ORDERS)
+def test_fp64_threshold_between_fp32_weights_is_not_rounded_up_to_the_upper_one(p):
+    upper = torch.tensor(0.3)
+    threshold = torch.nextafter(upper.double(), torch.tensor(0.0, dtype=torch.float64))
+    assert feather.p_threshold(upper.reshape(1), threshold, p).item() != 0
+
+
+def test_layout_of_the_weight_is_kept_and_the_weight_is_not_written():
+    weight = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    before = weight.clone()
+    sparse = feather.p_threshold(weight, torch.tensor(0.5))
+    assert sparse.stride() == weight.stride()
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.3, 0.5, 1.0])
+def test_gradient_rule(theta):
+    sparse = torch.tensor([0.0, -0.0, 1e-30, -2.0, math.nan])
+    grad = torch.tensor([2.0, -4.0, 3.0, -5.0, 7.0])
+    expected = torch.tensor([2.0 * theta, -4.0 * theta, 3.0, -5.0, 7.0])
+    assert torch.equal(feather.scale_pruned_gradient(grad, sparse, theta), expected)
+
+
+def test_theta_rule_is_strict_at_95_percent():
+    assert feather.auto_theta(0.95) == 1.0
+    assert feather.auto_theta(math.nextafter(0.95, 1)) == 0.5
+    assert feather.auto_theta(0.0) == 1.0
+    assert feather.auto_theta(0.99) == 0.5
