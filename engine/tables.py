@@ -234,10 +234,10 @@ def index_markdown(
     parts = [
         marker("results/runs and results/benchmarks"),
         "# Results",
-        "Every number comes from a run whose evidence (configuration, metrics of each epoch, hardware, seed, commit) lies "
-        "in `runs/`. Top-1 accuracy in percent after the last epoch, mean ± sample standard deviation (number of seeds); "
-        "what is not listed has not been run. `python scripts/report.py` makes this page and `--check` tells whether it "
-        "is up to date.",
+        "Every number comes from a run whose evidence (configuration, metrics of each epoch, hardware, seed, commit) "
+        "lies in `runs/`. Top-1 accuracy in percent after the last epoch, mean ± sample standard deviation (number of "
+        "seeds); what is not listed has not been run. `python scripts/report.py` makes this page and `--check` tells "
+        "whether it is up to date.",
     ]
     for name, cells in experiments.items():
         parts.append(f"## {name}")

@@ -22,11 +22,13 @@ class Method(ABC):
         sparsity: the final target, fraction of prunable weights that are zero.
         active: whether the method prunes anything at the current step; if not, the model sees the dense weights.
         identity_backward: whether ``backward`` returns its gradient unchanged, so that no hook is needed.
+        rounding: weights by which rounding may move the count of zeros at the end.
     """
 
     sparsity: float
     active: bool = False
     identity_backward: bool = True
+    rounding: int = 0
 
     @abstractmethod
     def scheduled_sparsity(self, step: int) -> float:
@@ -43,6 +45,12 @@ class Method(ABC):
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
         """The gradient of dense weight number ``index`` from ``grad``, that of ``sparse_weight``."""
         return grad
+
+    def before_step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:  # noqa: B027
+        """Look at the gradients of the dense ``weights``, or change them in place, before the optimizer uses them.
+
+        They are reduced over all processes and clipped by then, which those that ``backward`` sees are not.
+        """
 
     @abstractmethod
     def expected_zeros(self, shapes: Sequence[Sequence[int]]) -> int | None:

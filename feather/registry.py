@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import nn
 
+from feather.baselines import SET, SRSTE, ST3, RigL, ST3Sigma
 from feather.frameworks import FRAMEWORKS
 from feather.method import FixedMask, Method, Thresholding
 from feather.operator import auto_theta
@@ -20,19 +22,34 @@ from feather.sparsifier import Sparsifier
 
 @dataclass(frozen=True)
 class Preset:
-    """A named point of the grid operator x gradient rule x framework; ``fixed`` names what defines the method."""
+    """A named method.
 
-    p: float
-    theta: float | str
-    fixed: tuple[str, ...] = ()
+    Attributes:
+        p, theta: its point of the grid of thresholding methods; None where it has no such choice.
+        fixed: which of them define the method and cannot be set.
+        framework: what "auto" means, the choice of its paper.
+        frameworks: those it can use.
+        build: makes it from schedule, framework and total steps; None: ``Thresholding`` with p and theta.
+    """
+
+    p: float | None = None
+    theta: float | str | None = None
+    fixed: tuple[str, ...] = ("p", "theta")
     framework: str = "global"
+    frameworks: tuple[str, ...] = tuple(FRAMEWORKS)
+    build: Callable[[Schedule, Any, int], Method] | None = None
 
 
 PRESETS: dict[str, Preset] = {
-    "feather": Preset(p=3.0, theta="auto"),
-    "gmp": Preset(p=math.inf, theta=0.0, fixed=("p", "theta")),
-    "ste": Preset(p=math.inf, theta=1.0, fixed=("p", "theta")),
-    "soft_ste": Preset(p=1.0, theta=1.0, fixed=("p", "theta")),
+    "feather": Preset(p=3.0, theta="auto", fixed=()),
+    "gmp": Preset(p=math.inf, theta=0.0),
+    "ste": Preset(p=math.inf, theta=1.0),
+    "soft_ste": Preset(p=1.0, theta=1.0),
+    "st3": Preset(p=1.0, theta=1.0, build=ST3),
+    "st3_sigma": Preset(p=1.0, theta=1.0, build=ST3Sigma, frameworks=("global",)),
+    "sr_ste": Preset(p=math.inf, theta=1.0, build=SRSTE),
+    "rigl": Preset(build=RigL, framework="erk", frameworks=("erk", "uniform")),
+    "set": Preset(build=SET, framework="erk", frameworks=("erk", "uniform")),
 }
 
 
@@ -78,7 +95,8 @@ def create(
         theta: scale of pruned weights' gradients, in [0, 1], or "auto" (0.5 above 95 % sparsity, else 1).
         framework: where thresholds come from: "global", layer by layer with "uniform" or "erk" densities, or "auto" for
             the choice of the method's paper.
-        schedule: "cubic", "linear", "one_shot", or a ``Schedule`` (which then holds its own steps and target).
+        schedule: how the sparsity grows, for methods that prune gradually: "cubic", "linear", "one_shot", or a
+            ``Schedule`` (which then holds its own steps and target).
         start_step: optimizer step at which pruning starts; default 0.
         end_step: optimizer step from which the target holds; default half of ``total_steps``.
         include: patterns of weights to prune; default all of Conv, Linear and MultiheadAttention.
@@ -103,20 +121,13 @@ def create(
     for name, value in (("p", p), ("theta", theta)):
         own = getattr(preset, name)
         if value is not None and name in preset.fixed and value != own:
-            raise ValueError(f"{name}={value!r} does not go with method={method!r}, which is {name}={own}.")
-    order = preset.p if p is None else p
-    _require(_is_number(order) and order >= 1, "p", p, "a number in [1, inf]")
-    scale = preset.theta if theta is None else theta
-    if scale == "auto":
-        scale = auto_theta(sparsity)
-    _require(
-        isinstance(scale, Real) and _is_number(scale) and 0 <= scale <= 1,
-        "theta",
-        theta,
-        "a number in [0, 1] or 'auto'",
-    )
+            has = f"is {name}={own}" if own is not None else f"has no {name}"
+            raise ValueError(f"{name}={value!r} does not go with method={method!r}, which {has}.")
     framework = preset.framework if framework == "auto" else framework
     _require(framework in FRAMEWORKS, "framework", framework, f"one of auto, {', '.join(FRAMEWORKS)}")
+    if framework not in preset.frameworks:
+        usable = " or ".join(preset.frameworks)
+        raise ValueError(f"framework={framework!r} does not go with method={method!r}, which uses {usable}.")
     if isinstance(schedule, Schedule):
         for name, step in (("start_step", start_step), ("end_step", end_step)):
             _require(step is None, name, step, "left out where schedule is a Schedule, which holds its own")
@@ -124,7 +135,12 @@ def create(
         _require(schedule.end_step <= total_steps, "schedule.end_step", schedule.end_step, f"in [0, {total_steps}]")
     else:
         schedule = create_schedule(schedule, sparsity, total_steps, start_step=start_step, end_step=end_step)
-    built = Thresholding(schedule, FRAMEWORKS[framework](), p=float(order), theta=float(scale))
+    built: Method
+    if preset.build is not None:
+        built = preset.build(schedule, FRAMEWORKS[framework](), int(total_steps))
+    else:
+        order, scale = _order(preset.p if p is None else p), _theta(preset.theta if theta is None else theta, sparsity)
+        built = Thresholding(schedule, FRAMEWORKS[framework](), p=order, theta=scale)
     parameters = prunable_parameters(model, include, exclude)
     _require_trainable(model, parameters, optimizer)
     return Sparsifier(model, optimizer, built, parameters, int(total_steps))
@@ -175,6 +191,20 @@ def fine_tune(
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{name}={value!r} is out of range: it must be {allowed}.")
+
+
+def _order(p: float | None) -> float:
+    if p is None or not _is_number(p) or p < 1:
+        raise ValueError(f"p={p!r} is out of range: it must be a number in [1, inf].")
+    return float(p)
+
+
+def _theta(theta: float | str | None, sparsity: float) -> float:
+    if theta == "auto":
+        return auto_theta(sparsity)
+    if not isinstance(theta, Real) or not _is_number(theta) or not 0 <= theta <= 1:
+        raise ValueError(f"theta={theta!r} is out of range: it must be a number in [0, 1] or 'auto'.")
+    return float(theta)
 
 
 def _is_number(value: object) -> bool:

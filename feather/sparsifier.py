@@ -256,7 +256,12 @@ class Sparsifier:
             return (args[0], self._with_sparse(args[1]), *args[2:]), kwargs
         if callable(kwargs.get("closure")):
             return args, {**kwargs, "closure": self._with_sparse(kwargs["closure"])}
+        self._offer_gradients()
         return None
+
+    @torch.no_grad()
+    def _offer_gradients(self) -> None:
+        self.method.before_step(self._dense, [parameter.grad for parameter in self._parameters])
 
     def _with_sparse(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         @functools.wraps(closure)
@@ -264,9 +269,11 @@ class Sparsifier:
             self._take_parameters_as_dense()
             self._show_sparse()
             try:
-                return closure()
+                loss = closure()
             finally:
                 self._show_dense()
+            self._offer_gradients()
+            return loss
 
         return evaluate
 
@@ -396,7 +403,7 @@ class Sparsifier:
 
     def _check_target(self, zeros: int) -> None:
         expected = self.method.expected_zeros([weight.shape for weight in self._dense])
-        if expected is None or zeros == expected:
+        if expected is None or abs(zeros - expected) <= self.method.rounding:
             return
         if not self.method.active:  # nothing is pruned: the zeros are weights
             return

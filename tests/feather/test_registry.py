@@ -85,7 +85,9 @@ def test_every_listed_method_trains_to_its_target():
             optimizer.zero_grad()
             model(torch.randn(3, 6)).square().mean().backward()
             optimizer.step()
-        assert sparsifier.finalize().zeros == feather.zeros_at(sparsity, 50)
+        expected = sparsifier.method.expected_zeros([(5, 6), (4, 5)])
+        assert expected in (feather.zeros_at(sparsity, 50), feather.zeros_at(sparsity, 50) - 1)  # whole, or by layer
+        assert sparsifier.finalize().zeros == expected
 
 
 def test_a_schedule_object_is_taken_as_it_is():
