@@ -71,8 +71,9 @@ def train(cfg: Config, ranks) -> float:
     run = broadcast_object(open_run_directory(cfg) if ranks.is_main else None)
     surroundings = environment()  # before the tree can change under a long run
     if run.result is not None:
-        say(f"{run.path} is finished (top-1 {run.result['final_top1']:.2f} %): nothing to do, overwrite=true runs it anew.")
-        return float(run.result["final_top1"])
+        top1 = float(run.result["final_top1"])
+        say(f"{run.path} is finished (top-1 {top1:.2f} %): nothing to do, overwrite=true runs it anew.")
+        return top1
 
     # ---- data, network, optimizer, sparsifier ----------------------------------------------------------------------
     trainer, device = cfg.trainer, ranks.device
@@ -112,10 +113,12 @@ def train(cfg: Config, ranks) -> float:
     # ---- go on where an earlier process stopped -------------------------------------------------------------------
     if ranks.is_main:
         run.create(cfg)
+    barrier()
     step, top1, best, seconds = 0, 0.0, 0.0, 0.0  # seconds: of training alone
     began = time.monotonic()
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # of the epoch: loss and images
     loaded = load_checkpoint(run.path, map_location=device)
+    barrier()  # reading sweeps half-written files away: nobody may write meanwhile
     if loaded is not None:
         state, path = loaded
         model.load_state_dict(state["model"])
@@ -132,10 +135,12 @@ def train(cfg: Config, ranks) -> float:
     tracker = create_tracker(
         cfg.logger.name if ranks.is_main else "none", project=cfg.logger.project, name=run.path.name,
         group=cfg.experiment_name, job_type=cfg.method.name, tags=[cfg.method.name, cfg.model.name, cfg.dataset.name],
-        config=OmegaConf.to_container(OmegaConf.structured(cfg)), directory=run.path, run_id=run.run_id, history=history,
+        config=OmegaConf.to_container(OmegaConf.structured(cfg)), directory=run.path, run_id=run.run_id,
+        history=history,
     )  # fmt: skip
-    say(f"{run.path}\n  {data.train.num_samples} training images, {steps_per_epoch} steps an epoch, {total_steps} in all; "
-        f"{precision.reason}; {ranks.world_size} x {device}; {sparsifier.report().prunable:,} prunable weights")  # fmt: skip
+    say(f"{run.path}\n  {data.train.num_samples} training images, {steps_per_epoch} steps an epoch, {total_steps} in "
+        f"all; {precision.reason}; {ranks.world_size} x {device}; "
+        f"{sparsifier.report().prunable:,} prunable weights")  # fmt: skip
     if tracker.description:
         say(f"  {tracker.description}")
 
@@ -184,9 +189,9 @@ def train(cfg: Config, ranks) -> float:
                 for part in range(trainer.accumulate):
                     x, y = (t.tensor_split(trainer.accumulate)[part] for t in (images, labels))
                     with precision.autocast():
-                        loss = F.cross_entropy(
-                            trained(x).float(), y, reduction="sum", label_smoothing=trainer.label_smoothing
-                        ) / global_size
+                        logits = trained(x).float()
+                        loss = F.cross_entropy(logits, y, reduction="sum", label_smoothing=trainer.label_smoothing)
+                        loss = loss / global_size
                     # DistributedDataParallel averages over processes, whose shares may differ by an image
                     scaler.scale(loss * ranks.world_size).backward()
                     totals[0] += loss.detach() * global_size
@@ -217,7 +222,8 @@ def train(cfg: Config, ranks) -> float:
                 save()
                 barrier()
                 tracker.finish()
-                say(f"Stopped after step {step} of {total_steps}: {interruption.reason}; the same command goes on from here.")
+                why = f"{interruption.reason}; the same command goes on from here."
+                say(f"Stopped after step {step} of {total_steps}: {why}")
                 sys.exit(EXIT_UNFINISHED)
 
             # ---- the epoch's evaluation, record and checkpoint ------------------------------------------------------
@@ -239,7 +245,8 @@ def train(cfg: Config, ranks) -> float:
             if step < total_steps and interruption.requested(0):
                 barrier()
                 tracker.finish()
-                say(f"Stopped after epoch {epoch + 1} of {epochs}: {interruption.reason}; the same command goes on from here.")
+                why = f"{interruption.reason}; the same command goes on from here."
+                say(f"Stopped after epoch {epoch + 1} of {epochs}: {why}")
                 sys.exit(EXIT_UNFINISHED)
 
     # ---- the final model and its result -----------------------------------------------------------------------------

@@ -19,5 +19,5 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except kinds or (ValueError, OSError, DataError, CheckpointError) as error:
+    except kinds or (ValueError, OSError, DataError, CheckpointError) as error:  # noqa: B030
         raise ConfigError(f"{str(error).rstrip('.')}.") from error

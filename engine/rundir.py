@@ -72,7 +72,7 @@ def open_run_directory(cfg: Config) -> RunDirectory:
             )
         if known.get("config_hash") != digest:
             raise ConfigError(
-                f"run_dir={path} holds a run of another configuration ({known.get('config_hash')}, this one is {digest}): "
+                f"run_dir={path} holds a run of another configuration ({known.get('config_hash')}, this is {digest}): "
                 "name another folder or use overwrite=true."
             )
         finished = path / "result.json"
