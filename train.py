@@ -106,6 +106,8 @@ def train(cfg: Config, ranks) -> float:
             end_step=int(cfg.sparsity_schedule.end_fraction * total_steps),
             include=cfg.method.include, exclude=cfg.method.exclude,
         )  # fmt: skip
+    if ranks.rank:  # dropout and the like draw differently in every process
+        seed_everything((cfg.seed + 7919 * ranks.rank) % 2**32)
     scaler = precision.scaler()
     network = torch.compile(model) if trainer.compile else model
     trained = DistributedDataParallel(network) if ranks.world_size > 1 else network

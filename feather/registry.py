@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from feather.baselines import SET, SRSTE, ST3, RigL, ST3Sigma
+from feather.baselines import ACDC, SET, SRSTE, ST3, RigL, ST3Sigma, TopKAST
 from feather.frameworks import FRAMEWORKS
 from feather.method import FixedMask, Method, Thresholding
 from feather.operator import auto_theta
@@ -49,6 +49,8 @@ PRESETS: dict[str, Preset] = {
     "st3_sigma": Preset(p=1.0, theta=1.0, build=ST3Sigma, frameworks=("global",)),
     "sr_ste": Preset(p=math.inf, theta=1.0, build=SRSTE),
     "rigl": Preset(build=RigL, framework="erk", frameworks=("erk", "uniform")),
+    "acdc": Preset(build=ACDC),
+    "topkast": Preset(p=math.inf, build=TopKAST, framework="uniform"),
     "set": Preset(build=SET, framework="erk", frameworks=("erk", "uniform")),
 }
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import feather
 from feather.baselines.rigl import drop_and_grow
 
-BASELINES = ["st3", "st3_sigma", "sr_ste", "rigl", "set"]
+BASELINES = ["st3", "st3_sigma", "sr_ste", "rigl", "set", "acdc", "topkast"]
 
 
 def build(seed=0):
@@ -171,6 +171,54 @@ def test_rigl_grows_where_the_dense_gradient_is_largest():
     assert grown.any()
     assert gradient[grown].min() >= gradient[still_inactive].max()
     assert (model[5].weight[grown] == 0).all()
+
+
+def test_acdc_alternates_and_ends_sparse():
+    model = build()
+    optimizer, sparsifier = start("acdc", model, total_steps=40)
+    sparse = []
+    for step in range(40):
+        sparse.append(sparsifier.report().sparsity > 0.5)
+        before = sparsifier.masks()
+        train(model, optimizer, [step])
+        if sparse[-1] and sparsifier.method.active:  # within a phase no pruned weight comes back
+            assert not any((now & ~was).any() for now, was in zip(sparsifier.masks(), before, strict=True))
+    share = [step / 40 for step in range(40)]
+    assert not any(s for s, f in zip(sparse, share, strict=True) if f < 0.10 or 0.75 <= f < 0.85)
+    assert all(s for s, f in zip(sparse, share, strict=True) if f >= 0.85)
+    assert sparse[4:30] == [True, True, False, False] * 6 + [True, True]
+
+
+def test_acdc_projects_pruned_weights_to_zero_and_releases_them_in_dense_phases():
+    model = build()
+    optimizer, sparsifier = start("acdc", model, total_steps=40)
+    train(model, optimizer, range(4))
+    pruned = ~sparsifier.masks()[2]
+    with sparsifier.dense():
+        assert (model[5].weight[pruned] == 0).all()
+    train(model, optimizer, range(4, 7))  # into the dense phase, one step
+    assert (model[5].weight[pruned] != 0).any()
+
+
+def test_topkast_learns_on_twice_the_forward_set_and_pulls_the_rest_of_it_harder():
+    model = build()
+    optimizer, sparsifier = start("topkast", model, sparsity=0.9)
+    with sparsifier.dense():
+        order = model[5].weight.detach().abs().flatten().argsort(descending=True)
+        dense = model[5].weight.detach().flatten().clone()
+    forward, both = order[:512], order[:1024]
+    images, labels = batch(0)
+    F.cross_entropy(model(images), labels).backward()
+    gradient = model[5].weight.grad.flatten().clone()
+    outside = torch.ones(5120, dtype=torch.bool)
+    outside[both] = False
+    assert (gradient[outside] == 0).all()
+    assert (gradient[both[512:]] != 0).any()
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    optimizer.step()
+    pulled = model[5].weight.grad.flatten() - gradient
+    torch.testing.assert_close(pulled[forward], 1e-4 * dense[forward], rtol=1e-2, atol=1e-8)
+    torch.testing.assert_close(pulled[both[512:]], 1e-3 * dense[both[512:]], rtol=1e-2, atol=1e-8)
 
 
 def test_set_grows_elsewhere_than_rigl():
