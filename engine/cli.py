@@ -29,11 +29,11 @@ def job(task: Callable[[], float]) -> float:
     except ConfigError as error:
         if _full_error:
             raise
-        sentence = str(error)
+        told = str(error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            sentence = f"{' '.join(HydraConfig.get().overrides.task)}: {sentence}"
-        _failed.append(sentence)
-        print(sentence, file=sys.stderr, flush=True)
+            told = f"{' '.join(HydraConfig.get().overrides.task)}: {told}"
+        _failed.append(told)
+        print(told, file=sys.stderr, flush=True)
         return float("nan")
 
 
@@ -53,7 +53,7 @@ def run(main: Callable[[], Any]) -> None:
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(_sentence(error))
+        sys.exit(sentence(error))
     if len(_failed) > 1:
         print(f"{len(_failed)} jobs failed.", file=sys.stderr)
     if _failed:
@@ -81,7 +81,7 @@ _REWRITTEN: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
 )
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     """Hydra's paragraph as one sentence that says what would be right."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")

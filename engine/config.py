@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,12 +125,13 @@ class Config:
     time_limit_minutes: float | None = None  # save and stop cleanly after so long
 
 
-def register_schema() -> None:
+def register_schema(arguments: Sequence[str] | None = None) -> None:
+    """Make the schema known to Hydra; ``arguments`` is the command line, ``sys.argv[1:]`` by default."""
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
     OmegaConf.set_struct(schema.model.options, False)  # each network has its own: model.options.width=16
     store.store(name="schema", node=schema)
-    for arg in sys.argv[1:]:
+    for arg in sys.argv[1:] if arguments is None else arguments:
         # every torchvision and timm name is a choice of the model group, without a file of its own
         if arg.startswith("model="):
             for name in arg.removeprefix("model=").split(","):
