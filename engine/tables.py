@@ -256,6 +256,25 @@ def index_markdown(
     return "\n\n".join(parts) + "\n"
 
 
+def overview(experiments: dict[str, list[Cell]]) -> str:
+    """The README's table: a line per experiment, network and method, a column per sparsity."""
+    columns = [0.0, 0.9, 0.95, 0.98, 0.99, 0.995]
+    header = ["experiment", "network, data", "method", *("dense" if s == 0 else percent(s) for s in columns), "note"]
+    rows = []
+    for experiment, cells in experiments.items():
+        for (dataset, model), group in by_network(cells).items():
+            found: dict[Setting, dict[float, str]] = {}
+            for cell in group:
+                found.setdefault(cell.setting, {})[cell.sparsity] = mean_std(cell.statistic("final_top1"))
+            names = row_names(found)
+            for setting, values in found.items():
+                link = f"[{experiment}](results/tables/{experiment}.md)"
+                dense = 0.0 in values
+                accuracies = (values.get(s, "" if (s == 0) != dense else "not run") for s in columns)
+                rows.append([link, f"{model}, {dataset}", names[setting], *accuracies, setting.label])
+    return markdown_rows(header, rows)
+
+
 def _benchmark(benchmark: dict[str, Any]) -> str:
     hardware = benchmark["hardware"]
     device = hardware["gpu"] if benchmark["device"].startswith("cuda") else hardware["cpu"]

@@ -24,6 +24,7 @@ from engine import figures, tables  # noqa: E402
 from engine.results import Cell, find_runs, group_cells, read_runs  # noqa: E402
 
 QUICKSTART = "quickstart"
+BEGIN, END = "<!-- results: made by scripts/report.py -->", "<!-- end of results -->"
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,12 @@ def index_products(experiments: dict[str, list[Cell]], out: Path) -> Products:
     figures = {
         name: [path.name for path in experiment_products(name, cells, out).plots] for name, cells in experiments.items()
     }
-    return Products({out / "README.md": tables.index_markdown(experiments, benchmark, figures)}, {})
+    texts = {out / "README.md": tables.index_markdown(experiments, benchmark, figures)}
+    front = out.parent / "README.md"
+    if front.exists() and BEGIN in (text := front.read_text()):  # the project's README shows an overview
+        before, rest = text.split(BEGIN, 1)
+        texts[front] = f"{before}{BEGIN}\n{tables.overview(experiments)}\n{END}{rest.split(END, 1)[1]}"
+    return Products(texts, {})
 
 
 def quickstart_products(cells: list[Cell], out: Path) -> Products:
