@@ -134,7 +134,9 @@ class _WandbTracker:
         if mode == "online":
             self.description = f"W&B: {run.url}"
         else:
-            folder = os.path.relpath(Path(run.dir).parent)
+            folder = Path(run.dir).parent
+            if folder.is_relative_to(Path.cwd()):
+                folder = folder.relative_to(Path.cwd())
             self.description = (
                 f"W&B: offline, see it with `wandb beta leet {folder}`, send it with `wandb sync {folder}`"
             )

@@ -6,6 +6,7 @@ bytes (checksum, length, kind), a record being one piece or several.
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,17 @@ def read_records(folder: str | Path) -> list[Any]:
     """All records (wandb's protocol buffers) of a run's folder, or of the only offline run below a folder."""
     files = list(Path(folder).glob("*.wandb")) or list(Path(folder).glob("**/offline-run-*/*.wandb"))
     assert len(files) == 1, f"expected one offline run below {folder}, found {files}"
-    data = files[0].read_bytes()
-    assert data[:4] == b":W&B"
+    deadline = time.monotonic() + 20
+    while True:
+        records = _parse(files[0].read_bytes())
+        if any(record.HasField("exit") for record in records):
+            break
+        assert time.monotonic() < deadline, f"the run in {folder} never ended"
+        time.sleep(0.02)  # W&B's own process writes the end a moment after finish() has returned
+    return records
+
+
+def _parse(data: bytes) -> list[Any]:
     records, position, partial = [], 7, b""
     while position + 7 <= len(data):
         left = _BLOCK - position % _BLOCK

@@ -69,7 +69,8 @@ def refusal_of_a_pruned_start_before_ddp(rank):
 
 def worker(rank, directory):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
+    store = dist.FileStore(f"{directory}/rendezvous", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     results = {case: train(rank, *case) for case in CASES}
     results["load"] = load_into_wrapped(rank)
     results["refusal"] = refusal_of_a_pruned_start_before_ddp(rank)
