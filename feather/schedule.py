@@ -6,11 +6,12 @@ weights that are zero) that the next forward pass has.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(ABC):
     """``0`` before ``start_step``, ``target`` from ``end_step`` on, and ``target * ramp(x)`` in between, x in [0, 1).
 
     Attributes:
@@ -38,9 +39,9 @@ class Schedule:
             return self.target
         return self.target * self.ramp((step - self.start_step) / (self.end_step - self.start_step))
 
+    @abstractmethod
     def ramp(self, x: float) -> float:
         """Share of the target at the fraction ``x`` of the way from ``start_step`` to ``end_step``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class OneShot(Schedule):
     def __post_init__(self) -> None:
         object.__setattr__(self, "end_step", self.start_step)
         super().__post_init__()
+
+    def ramp(self, x: float) -> float:
+        return 1.0
 
 
 SCHEDULES: dict[str, type[Schedule]] = {"cubic": Cubic, "linear": Linear, "one_shot": OneShot}
