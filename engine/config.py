@@ -29,7 +29,7 @@ class DatasetConfig:
     name: str = MISSING  # digits, cifar10, cifar100 or imagenet (any ImageFolder tree)
     root: str = "data"  # folder that holds (or receives) the data set
     download: bool = True  # fetch what is missing, where the data set allows it
-    image_size: int | None = None  # pixels; null: the data set's own
+    image_size: int | None = None  # pixels a side; null: the data set's own
     validation: float = 0.0  # fraction of the training images held out and evaluated instead of the test set
     augment: bool = True  # random crops and flips
     workers: int = 0  # decoding processes per rank, for data sets that are streamed
@@ -111,6 +111,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     framework: FrameworkConfig = field(default_factory=FrameworkConfig)
+    modifier: str = "none"  # none or ham, which combines with any method
     sparsity_schedule: SparsityScheduleConfig = field(default_factory=SparsityScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: LRScheduleConfig = field(default_factory=LRScheduleConfig)
@@ -119,6 +120,7 @@ class Config:
     sparsity: float = 0.9  # fraction of prunable weights that are zero at the end; 0 trains the dense network
     seed: int = 0
     experiment_name: str = "default"  # groups runs in runs/, in W&B and in tables
+    scale: str = "full"  # full or proxy, the experiment shrunk to a CPU (conf/scale)
     label: str = ""  # shown beside the results, such as "shortened: 8 of 160 epochs"
     run_dir: str | None = None  # null: derived from the configuration
     overwrite: bool = False  # start anew in a run directory that is in use
@@ -139,9 +141,9 @@ def register_schema(arguments: Sequence[str] | None = None) -> None:
                     store.store(group="model", name=name, node={"name": name})
 
 
-# Where and how a run is executed, not what it computes.
+# Where and how a run is executed, not what it computes; what a scale changes is in the hash by itself.
 NOT_HASHED = {
-    "run_dir", "overwrite", "time_limit_minutes", "logger", "label",
+    "run_dir", "overwrite", "time_limit_minutes", "logger", "label", "scale",
     "dataset.root", "dataset.download", "dataset.workers",
     "trainer.device", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every", "trainer.eval_batch_size",
 }  # fmt: skip
@@ -156,6 +158,8 @@ def config_hash(cfg: Config) -> str:
         for part in path:
             node = node[part]
         node.pop(last)
+    if plain["modifier"] == "none":
+        plain.pop("modifier")  # younger than the first runs, which keep their directories
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -183,6 +187,8 @@ def prepare(cfg: Any) -> Config:
         raise ConfigError(f"{unknown} is not an option, although a plus sign adds it: see --cfg job for all.")
     config: Config = OmegaConf.to_object(cfg)
     _validate(config)
+    if config.scale == "proxy" and not config.experiment_name.endswith("_proxy"):
+        config.experiment_name += "_proxy"  # never in one table, W&B group or directory with runs at full scale
     if config.sparsity == 0:  # one dense run, whatever method it was asked through
         config.method = MethodConfig(name="dense")
         config.framework = FrameworkConfig(name="auto")
@@ -196,6 +202,12 @@ def _validate(cfg: Config) -> None:
             raise ConfigError(f"{key}={value} is out of range: it must be {allowed}.")
 
     trainer, optimizer, schedule = cfg.trainer, cfg.optimizer, cfg.sparsity_schedule
+    require(cfg.scale in ("full", "proxy"), "scale", cfg.scale, "full or proxy")
+    if cfg.scale == "proxy" and (cfg.dataset.name, cfg.model.name) != ("cifar100", "resnet20"):
+        raise ConfigError(
+            f"scale=proxy is ResNet-20 on CIFAR-100, not {cfg.model.name} on {cfg.dataset.name}: "
+            "add dataset=cifar100 model=resnet20, or leave scale out."
+        )
     if cfg.method.name == "dense" and cfg.sparsity != 0:
         raise ConfigError(f"method=dense prunes nothing, but sparsity={cfg.sparsity:g}: leave one of them out.")
     require(0 <= cfg.sparsity < 1, "sparsity", cfg.sparsity, "in [0, 1), the fraction of weights that are zero")
@@ -216,6 +228,7 @@ def _validate(cfg: Config) -> None:
         ("trainer.precision", trainer.precision, ("auto", "fp32", "bf16", "fp16")),
         ("trainer.device", trainer.device, ("auto", "cpu", "cuda")),
         ("optimizer.name", optimizer.name, ("sgd", "adamw")),
+        ("modifier", cfg.modifier, ("none",)),
         ("lr_schedule.name", cfg.lr_schedule.name, ("cosine", "constant")),
         ("logger.name", cfg.logger.name, ("wandb", "wandb_offline", "none")),
     ):

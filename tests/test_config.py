@@ -27,9 +27,10 @@ def test_the_schema_and_the_composed_configuration_have_the_same_keys() -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_of_every_group_is_a_valid_configuration(choice: str) -> None:
-    cfg = config.prepare(compose(choice))
+    cfg = config.prepare(compose(choice, *(["dataset=cifar100"] if choice == "scale=proxy" else [])))
     group, _, name = choice.partition("=")
-    assert getattr(cfg, group, None) is None or group in ("trainer", "method") or getattr(cfg, group).name == name
+    found = getattr(cfg, group, None)
+    assert found is None or group in ("trainer", "method") or getattr(found, "name", found) == name
 
 
 @pytest.mark.parametrize(
@@ -100,3 +101,23 @@ def test_a_network_without_a_file_of_its_own_is_a_choice(monkeypatch: pytest.Mon
 def test_dense_with_a_sparsity_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"method=dense prunes nothing, but sparsity=0\.9: leave one of them out\."):
         config.prepare(compose("method=dense", "sparsity=0.9"))
+
+
+def test_proxy_scale_shrinks_an_experiment_and_keeps_it_apart() -> None:
+    cfg = config.prepare(compose("experiment=cifar100_table", "scale=proxy", "sparsity=0.98"))
+    assert (cfg.dataset.image_size, cfg.model.options["width"], cfg.trainer.epochs) == (16, 16, 10)
+    assert cfg.experiment_name == "cifar100_table_proxy"
+    assert cfg.label.startswith("proxy")
+    assert config.prepare(compose("experiment=cifar100_table")).experiment_name == "cifar100_table"
+    assert config.prepare(compose("experiment=cifar100_table", "scale=proxy", "trainer.epochs=30")).trainer.epochs == 30
+
+
+@pytest.mark.parametrize("other", [["dataset=digits"], ["dataset=cifar100", "model=mobilenet_v1"]])
+def test_proxy_scale_has_one_network_and_data_set(other: list[str]) -> None:
+    with pytest.raises(ConfigError, match="scale=proxy is ResNet-20 on CIFAR-100"):
+        config.prepare(compose("scale=proxy", *other))
+
+
+def test_directories_of_earlier_versions_stay() -> None:
+    """Their runs would start anew otherwise."""
+    assert directory().name == "resnet20-digits-feather-0.6-0-ad2f50db"

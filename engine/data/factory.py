@@ -41,7 +41,8 @@ def create_data(
         seed: of order and augmentation. The split into training and validation images never depends on it.
         device: where the batches, and the whole of a small data set, live.
         download: fetch CIFAR when it is missing; with several processes, let one of them go first.
-        image_size: height and width in pixels of `imagenet` batches, 224 by default; small sets have their own size.
+        image_size: height and width in pixels: any for `imagenet` (224 by default), and what divides the own size of a
+            small data set, whose images (and random shifts) are then shrunk by average pooling.
         validation: fraction of each training class held out to evaluate on, in place of the test split.
         augment: random crops and flips in training.
         workers: processes that decode `imagenet`; small data sets need none.
@@ -61,14 +62,19 @@ def create_data(
 
     if name in small.RECIPES:
         recipe = small.RECIPES[name]
-        if image_size not in (None, recipe.image_shape[1]):
-            raise ValueError(f"image_size={image_size}: images of {name} have {recipe.image_shape[1]} pixels a side")
+        own_size = recipe.image_shape[1]
+        size = own_size if image_size is None else image_size
+        if size < 1 or own_size % size:
+            raise ValueError(
+                f"image_size={size}: images of {name} have {own_size} pixels a side, shrunk by whole factors"
+            )
         images = small.load_split(name, root, download, train=True)
         if validation:
             kept, held_out = stratified_split(images.labels.numpy(), validation)
             eval_images, images = images.subset(held_out), images.subset(kept)
         else:
             eval_images = small.load_split(name, root, download, train=False)
+        images, eval_images = images.pooled(size), eval_images.pooled(size)
         sizes = len(images.labels), len(eval_images.labels)
         train_share, eval_share = _share(sizes, batch_size, eval_batch_size, rank, world_size)
         normalize = Normalize(recipe.mean, recipe.std, device, channels_last)
@@ -78,11 +84,11 @@ def create_data(
             train_share,
             seed=seed,
             shuffle=True,
-            padding=recipe.padding if augment else 0,
+            padding=recipe.padding * size // own_size if augment else 0,
             flip=recipe.flip and augment,
         )
         evaluation = small.ResidentLoader(eval_images, normalize, eval_share)
-        num_classes, image_shape = recipe.num_classes, recipe.image_shape
+        num_classes, image_shape = recipe.num_classes, (recipe.image_shape[0], size, size)
     else:
         if download:
             raise DataError(f"{name} cannot be downloaded from here: put its train/ and val/ folders into {root}")

@@ -34,6 +34,14 @@ class Split:
         at = torch.from_numpy(index)
         return Split(self.images[at], self.labels[at])
 
+    def pooled(self, size: int) -> Split:
+        """Smaller images by average pooling, rounded to whole numbers; ``size`` divides height and width."""
+        factor = self.images.shape[1] // size
+        if factor == 1:
+            return self
+        small = F.avg_pool2d(self.images.permute(0, 3, 1, 2).float(), factor).round().to(torch.uint8)
+        return Split(small.permute(0, 2, 3, 1).contiguous(), self.labels)
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -188,6 +188,8 @@ def test_stratified_split_is_a_partition():
         ({"rank": 2, "world_size": 2}, "rank=2"),
         ({"workers": -1}, "workers=-1"),
         ({"image_size": 32}, "image_size=32"),
+        ({"image_size": 5}, "image_size=5: .* 16 pixels"),
+        ({"image_size": 0}, "image_size=0"),
     ],
 )
 def test_wrong_arguments_are_named(options, told):
@@ -247,6 +249,17 @@ def test_cifar_images_keep_their_labels_and_layout(tiny_cifar):
     assert test.labels.tolist() == raw["fine_labels"]
     assert open_cifar(tiny_cifar).train.padding == 4
     assert open_cifar(tiny_cifar).train.flip
+
+
+def test_smaller_images_are_averages_with_shifts_in_proportion(tiny_cifar):
+    (test,) = open_cifar(tiny_cifar, eval_batch_size=6, image_size=16).eval.epoch(0)
+    raw = pickle.loads((tiny_cifar / "cifar-100-python" / "test").read_bytes())
+    pixels = raw["data"].reshape(6, 3, 16, 2, 16, 2).astype(np.float64).mean((3, 5)).round()
+    expected = TF.normalize(torch.from_numpy(pixels).float() / 255, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    torch.testing.assert_close(test.images, expected, rtol=1e-5, atol=1e-6)
+    data = open_cifar(tiny_cifar, image_size=16)
+    assert data.image_shape == (3, 16, 16)
+    assert data.train.padding == 2
 
 
 def assert_one_sentence(error, *told):
