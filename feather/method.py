@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,10 +46,24 @@ class Method(ABC):
         """The gradient of dense weight number ``index`` from ``grad``, that of ``sparse_weight``."""
         return grad
 
-    def before_step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:  # noqa: B027
+    def encode(self, index: int, weight: Tensor) -> Tensor:
+        """The dense weight number ``index`` that stands for ``weight``, one from outside: initial or loaded."""
+        return weight
+
+    def before_step(  # noqa: B027
+        self,
+        weights: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        groups: Sequence[Mapping[str, Any]],
+    ) -> None:
         """Look at the gradients of the dense ``weights``, or change them in place, before the optimizer uses them.
 
         They are reduced over all processes and clipped by then, which those that ``backward`` sees are not.
+
+        Args:
+            weights: the dense weights.
+            gradients: theirs, None where there is none.
+            groups: for each weight the optimizer's parameter group, with its ``lr`` and ``weight_decay``.
         """
 
     @abstractmethod

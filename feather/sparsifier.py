@@ -55,7 +55,9 @@ class Sparsifier:
         self._parameters = list(parameters.values())
         self._tensors: list[Tensor] = [*self._parameters]  # the same list for calls that ask for plain tensors
         self._idle = method.sparsity == 0  # a dense run: no second copy, no hooks
-        self._dense = [p.detach() if self._idle else p.detach().clone() for p in self._parameters]
+        self._dense = [p.detach() for p in self._parameters]
+        if not self._idle:
+            self._dense = [method.encode(index, weight).clone() for index, weight in enumerate(self._dense)]
         self._holds_dense = True  # what the Parameters hold now
         self._in_dense = False  # inside `with sparsifier.dense():`
         self._load_call: tuple[nn.Module, list[str]] | None = None  # the load_state_dict call that is under way
@@ -253,17 +255,22 @@ class Sparsifier:
         self._show_dense()
         # optimizer.step(self, closure): whatever a closure evaluates, it must see the sparse weights
         if len(args) > 1 and callable(args[1]):
-            return (args[0], self._with_sparse(args[1]), *args[2:]), kwargs
+            return (args[0], self._with_sparse(args[1], optimizer), *args[2:]), kwargs
         if callable(kwargs.get("closure")):
-            return args, {**kwargs, "closure": self._with_sparse(kwargs["closure"])}
-        self._offer_gradients()
+            return args, {**kwargs, "closure": self._with_sparse(kwargs["closure"], optimizer)}
+        self._offer_gradients(optimizer)
         return None
 
     @torch.no_grad()
-    def _offer_gradients(self) -> None:
-        self.method.before_step(self._dense, [parameter.grad for parameter in self._parameters])
+    def _offer_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+        self.method.before_step(
+            self._dense,
+            [parameter.grad for parameter in self._parameters],
+            [groups[id(parameter)] for parameter in self._parameters],
+        )
 
-    def _with_sparse(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _with_sparse(self, closure: Callable[[], Any], optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
         @functools.wraps(closure)
         def evaluate() -> Any:
             self._take_parameters_as_dense()
@@ -272,7 +279,7 @@ class Sparsifier:
                 loss = closure()
             finally:
                 self._show_dense()
-            self._offer_gradients()
+            self._offer_gradients(optimizer)
             return loss
 
         return evaluate
@@ -453,7 +460,7 @@ class Sparsifier:
                 if not torch.equal(self._parameters[index], self.method.forward(index, self._dense[index]))
             ]
             for index in changed:
-                self._dense[index].copy_(self._parameters[index])
+                self._dense[index].copy_(self.method.encode(index, self._parameters[index]))
         if changed or moved:
             self._update()
 

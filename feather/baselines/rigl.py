@@ -12,7 +12,7 @@ start at 0. The paper's interval is 100 steps; short runs take 1/500 of training
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,7 +66,12 @@ class RigL(Method):
             return grad
         return grad.masked_fill(~self.masks[index], 0)
 
-    def before_step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    def before_step(
+        self,
+        weights: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        groups: Sequence[Mapping[str, Any]],
+    ) -> None:
         self._scores = []
         if not self._grows_next():
             return

@@ -8,7 +8,8 @@ Hard thresholding with the straight-through gradient, and a decay of the pruned 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +26,12 @@ class SRSTE(Thresholding):
     def __init__(self, schedule: Schedule, framework: Framework, total_steps: int) -> None:
         super().__init__(schedule, framework, p=math.inf, theta=1.0)
 
-    def before_step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    def before_step(
+        self,
+        weights: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        groups: Sequence[Mapping[str, Any]],
+    ) -> None:
         if not self.active:
             return
         for weight, grad, threshold in zip(weights, gradients, self._thresholds, strict=True):

@@ -8,7 +8,8 @@ fast enough fall back. M = D (B is twice as large as A) and lambda = 1e-4 are in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -39,7 +40,12 @@ class TopKAST(Thresholding):
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
         return grad.masked_fill(~self.learning[index], 0)
 
-    def before_step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    def before_step(
+        self,
+        weights: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        groups: Sequence[Mapping[str, Any]],
+    ) -> None:
         density = 1 - self.sparsity
         for weight, grad, threshold, learning in zip(weights, gradients, self._thresholds, self.learning, strict=True):
             if grad is not None:
