@@ -33,18 +33,21 @@ def p_threshold(weight: Tensor, threshold: Tensor, p: float = 3.0) -> Tensor:
     # |w|^3 would underflow in fp16 below 3e-3; an fp64 threshold rounded to fp32 could reach the weight above it
     w = weight.to(torch.promote_types(compute_dtype(weight.dtype), threshold.dtype))
     magnitude = w.abs()
+    pruned = magnitude <= threshold
     if math.isinf(p):
         thresholded = w
     elif p == 1:
         thresholded = (magnitude - threshold).copysign_(w)
+    elif (kept := _few_kept(w, pruned, threshold)) is not None:
+        sparse = torch.zeros_like(w)
+        few, magnitude = (_in_memory_order(t)[kept] for t in (w, magnitude))
+        _in_memory_order(sparse)[kept] = _narrow(_of_order(p, few, magnitude, threshold), few, weight.dtype)
+        return sparse.to(weight.dtype)
     else:
-        gap = (magnitude - threshold).div_(magnitude)
-        thresholded = _one_minus_power(gap, p).pow_(1 / p).mul_(w)
-    if weight.dtype != w.dtype:  # a kept weight must not round to zero
-        smallest = torch.finfo(weight.dtype).smallest_normal * torch.finfo(weight.dtype).eps
-        thresholded = thresholded.abs().clamp_(min=smallest).copysign_(w)
-    thresholded = torch.where(magnitude <= threshold, 0, thresholded)  # masked_fill would lose channels_last
-    return torch.where(threshold > 0, thresholded.to(weight.dtype), weight)
+        thresholded = _of_order(p, w, magnitude, threshold)
+    # masked_fill would lose channels_last
+    sparse = torch.where(pruned, 0, _narrow(thresholded, w, weight.dtype))
+    return torch.where(threshold > 0, sparse.to(weight.dtype), weight)
 
 
 def scale_pruned_gradient(grad: Tensor, sparse_weight: Tensor, theta: float) -> Tensor:
@@ -73,8 +76,34 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _one_minus_power(gap: Tensor, p: float) -> Tensor:
-    """``1 - (1 - gap)^p`` for gap in [0, 1] without cancellation near 0."""
+def _of_order(p: float, w: Tensor, magnitude: Tensor, threshold: Tensor) -> Tensor:
+    """``w (1 - (1 - gap)^p)^(1/p)`` where ``magnitude = |w| > T``; anything elsewhere."""
+    gap = (magnitude - threshold).div_(magnitude)
     if p == 3:
-        return (3 - gap * (3 - gap)).mul_(gap)
-    return torch.expm1(torch.log1p(-gap).mul_(p)).neg_()
+        power = (3 - gap * (3 - gap)).mul_(gap)
+    else:
+        power = torch.expm1(torch.log1p(-gap).mul_(p)).neg_()
+    return power.pow_(1 / p).mul_(w)
+
+
+def _narrow(thresholded: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
+    """In ``dtype``'s range where that is narrower: a kept weight must not round to zero."""
+    if dtype == w.dtype:
+        return thresholded
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    return thresholded.abs().clamp_(min=smallest).copysign_(w)
+
+
+def _few_kept(w: Tensor, pruned: Tensor, threshold: Tensor) -> Tensor | None:
+    """Positions in memory of the kept weights where they are so few that a root of them alone is faster, else None."""
+    if w.device.type != "cpu":  # a GPU would have to wait for their number
+        return None
+    gapless = w.stride() == torch.empty_like(w).stride()
+    if not gapless or threshold == 0 or int(pruned.count_nonzero()) < 0.8 * pruned.numel():
+        return None
+    return (~_in_memory_order(pruned)).nonzero().view(-1)
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """All elements of a tensor without gaps, whatever its layout, as a 1-D view."""
+    return tensor.as_strided((tensor.numel(),), (1,))

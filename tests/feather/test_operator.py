@@ -123,3 +123,33 @@ def test_theta_rule_is_strict_at_95_percent():
     assert feather.auto_theta(math.nextafter(0.95, 1)) == 0.5
     assert feather.auto_theta(0.0) == 1.0
     assert feather.auto_theta(0.99) == 0.5
+
+
+@pytest.mark.parametrize("p", [1.5, 3, 15])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "slice", "gaps"])
+def test_few_kept_weights_are_computed_as_many_are(p, layout):
+    """Below a fifth of kept weights the root is taken of them alone."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(24, 16, 3, 6, generator=generator)
+    weight = {
+        "contiguous": weight,
+        "channels_last": weight.contiguous(memory_format=torch.channels_last),
+        "transposed": weight.transpose(0, 3),
+        "slice": weight[3:9],
+        "gaps": weight[..., ::2],
+    }[layout]
+    kept = weight.abs() > 1.6
+    assert 0 < kept.sum() < 0.2 * kept.numel()
+    sparse = feather.p_threshold(weight, torch.tensor(1.6), p)
+    assert torch.equal(sparse != 0, kept)
+    alone = feather.p_threshold(weight[kept], torch.tensor(1.6), p)
+    torch.testing.assert_close(sparse[kept], alone, rtol=1e-6, atol=0)
+    assert sparse.stride() == torch.empty_like(weight).stride()
+
+
+def test_few_kept_weights_may_hold_a_nan():
+    weight = torch.full((100,), 0.1)
+    weight[7] = math.nan
+    sparse = feather.p_threshold(weight, torch.tensor(0.5))
+    assert sparse.isnan().nonzero().tolist() == [[7]]
+    assert sparse.count_nonzero() == 1
