@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from engine import cli
 from engine.config import Config, ConfigError, prepare, register_schema
@@ -60,7 +60,7 @@ def train(cfg: Config, ranks) -> float:
     from engine.records import MetricsLog, environment, write_json
     from engine.rundir import open_run_directory
     from engine.seeding import rng_state, seed_everything, set_deterministic, set_rng_state
-    from engine.tracking import create_tracker
+    from engine.tracking import create_tracker, labels, mirror_finished
     from models import create_model, load_weights
 
     def say(*words: object) -> None:
@@ -71,6 +71,8 @@ def train(cfg: Config, ranks) -> float:
     run = broadcast_object(open_run_directory(cfg) if ranks.is_main else None)
     surroundings = environment()  # before the tree can change under a long run
     if run.result is not None:
+        if ranks.is_main:
+            mirror_finished(cfg, run)
         top1 = float(run.result["final_top1"])
         say(f"{run.path} is finished (top-1 {top1:.2f} %): nothing to do, overwrite=true runs it anew.")
         return top1
@@ -101,10 +103,12 @@ def train(cfg: Config, ranks) -> float:
         optimizer = create_optimizer(model, cfg.optimizer)
         sparsifier = feather.create(
             cfg.method.name, model, optimizer, sparsity=cfg.sparsity, total_steps=total_steps, p=cfg.method.p,
-            theta=cfg.method.theta, framework=cfg.framework.name, schedule=cfg.sparsity_schedule.name,
+            theta=cfg.method.theta, framework=cfg.framework.name, framework_options=cfg.framework.options,
+            schedule=cfg.sparsity_schedule.name,
             start_step=int(cfg.sparsity_schedule.start_fraction * total_steps),
             end_step=int(cfg.sparsity_schedule.end_fraction * total_steps),
-            include=cfg.method.include, exclude=cfg.method.exclude,
+            include=cfg.method.include, exclude=cfg.method.exclude, modifier=cfg.modifier,
+            modifier_options=cfg.modifier_options,
         )  # fmt: skip
     if ranks.rank:  # dropout and the like draw differently in every process
         seed_everything((cfg.seed + 7919 * ranks.rank) % 2**32)
@@ -135,10 +139,8 @@ def train(cfg: Config, ranks) -> float:
     log = MetricsLog(run.path / "metrics.jsonl")
     history = log.truncate(after_step=step) if ranks.is_main else []
     tracker = create_tracker(
-        cfg.logger.name if ranks.is_main else "none", project=cfg.logger.project, name=run.path.name,
-        group=cfg.experiment_name, job_type=cfg.method.name, tags=[cfg.method.name, cfg.model.name, cfg.dataset.name],
-        config=OmegaConf.to_container(OmegaConf.structured(cfg)), directory=run.path, run_id=run.run_id,
-        history=history,
+        cfg.logger.name if ranks.is_main else "none", directory=run.path, run_id=run.run_id, history=history,
+        **labels(cfg, run),
     )  # fmt: skip
     say(f"{run.path}\n  {data.train.num_samples} training images, {steps_per_epoch} steps an epoch, {total_steps} in "
         f"all; {precision.reason}; {ranks.world_size} x {device}; "
@@ -267,7 +269,7 @@ def train(cfg: Config, ranks) -> float:
             images_per_second=images_until(step) / seconds, model_file=weights, eval_split=data.eval_split,
             theta=getattr(sparsifier.method, "theta", None), p=getattr(sparsifier.method, "p", None),
         )  # fmt: skip
-        tracker.summary({key: value for key, value in result.items() if isinstance(value, (int, float, str))})
+        tracker.summary(result)
         tracker.artifact(weights, f"{run.path.name}-model")
         tracker.finish()
         write_json(run.path / "result.json", result)  # last: from here on the run counts as finished

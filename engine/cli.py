@@ -9,9 +9,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
@@ -49,15 +52,36 @@ def run(main: Callable[[], Any]) -> None:
         if argument.startswith("="):
             sys.exit(f"{argument} has no option before its equals sign: write KEY=VALUE.")
     argparse.ArgumentParser.error = _wrong_flag  # type: ignore[assignment, method-assign]
+    _refuse_empty_sweep(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra lets errors through to here instead of printing them its way
+    if any(argument.startswith("hydra/launcher=") for argument in sys.argv):
+        importable()
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(sentence(error))
+    except Exception as error:
+        if not type(error).__module__.startswith("submitit."):
+            raise
+        sys.exit("A submitted job ended without a result: its log is in runs/.submitit, the same command goes on.")
     if len(_failed) > 1:
         print(f"{len(_failed)} jobs failed.", file=sys.stderr)
     if _failed:
         sys.exit(1)
+
+
+def importable() -> None:
+    """Let processes that somebody else starts, such as a cluster's jobs, find this package wherever they work."""
+    root = str(Path(__file__).resolve().parents[1])
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([root, *filter(None, known)]))
+
+
+def _refuse_empty_sweep(arguments: list[str]) -> None:
+    with suppress(HydraException):  # a mistake that Hydra is about to find itself
+        for override in OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")]):
+            if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+                sys.exit(f"{override.input_line} has no runs: give {override.key_or_group} at least one value.")
 
 
 def _wrong_flag(parser: argparse.ArgumentParser, message: str) -> NoReturn:
@@ -83,6 +107,8 @@ _REWRITTEN: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
 
 def sentence(error: Exception) -> str:
     """Hydra's paragraph as one sentence that says what would be right."""
+    if isinstance(error, MissingConfigException) and "hydra/launcher/submitit" in str(error.missing_cfg_file):
+        return "hydra/launcher=slurm needs a package that is not installed: pip install .[slurm]."
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice} is unknown: choose one of {', '.join(error.options)}."

@@ -55,6 +55,7 @@ class MethodConfig:
 @dataclass
 class FrameworkConfig:
     name: str = MISSING  # where thresholds come from; auto: what the method's paper uses
+    options: dict[str, Any] = field(default_factory=dict)  # choices that the framework leaves open
 
 
 @dataclass
@@ -112,6 +113,7 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     framework: FrameworkConfig = field(default_factory=FrameworkConfig)
     modifier: str = "none"  # none or ham, which combines with any method
+    modifier_options: dict[str, Any] = field(default_factory=dict)  # its alpha, beta; of no meaning without one
     sparsity_schedule: SparsityScheduleConfig = field(default_factory=SparsityScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: LRScheduleConfig = field(default_factory=LRScheduleConfig)
@@ -132,6 +134,8 @@ def register_schema(arguments: Sequence[str] | None = None) -> None:
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
     OmegaConf.set_struct(schema.model.options, False)  # each network has its own: model.options.width=16
+    OmegaConf.set_struct(schema.framework.options, False)
+    OmegaConf.set_struct(schema.modifier_options, False)
     store.store(name="schema", node=schema)
     for arg in sys.argv[1:] if arguments is None else arguments:
         # every torchvision and timm name is a choice of the model group, without a file of its own
@@ -158,8 +162,10 @@ def config_hash(cfg: Config) -> str:
         for part in path:
             node = node[part]
         node.pop(last)
-    if plain["modifier"] == "none":
-        plain.pop("modifier")  # younger than the first runs, which keep their directories
+    if plain["modifier"] == "none":  # younger than the first runs, which keep their directories
+        del plain["modifier"], plain["modifier_options"]
+    if not plain["framework"]["options"]:
+        plain["framework"].pop("options")  # younger too
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -189,6 +195,8 @@ def prepare(cfg: Any) -> Config:
     _validate(config)
     if config.scale == "proxy" and not config.experiment_name.endswith("_proxy"):
         config.experiment_name += "_proxy"  # never in one table, W&B group or directory with runs at full scale
+    if config.modifier == "none":  # what a recipe would give one
+        config.modifier_options = {}
     if config.sparsity == 0:  # one dense run, whatever method it was asked through
         config.method = MethodConfig(name="dense")
         config.framework = FrameworkConfig(name="auto")
@@ -228,7 +236,7 @@ def _validate(cfg: Config) -> None:
         ("trainer.precision", trainer.precision, ("auto", "fp32", "bf16", "fp16")),
         ("trainer.device", trainer.device, ("auto", "cpu", "cuda")),
         ("optimizer.name", optimizer.name, ("sgd", "adamw")),
-        ("modifier", cfg.modifier, ("none",)),
+        ("modifier", cfg.modifier, ("none", "ham")),
         ("lr_schedule.name", cfg.lr_schedule.name, ("cosine", "constant")),
         ("logger.name", cfg.logger.name, ("wandb", "wandb_offline", "none")),
     ):

@@ -30,6 +30,7 @@ class Interruption:
         self._deadline = None if time_limit_minutes is None else time.monotonic() + 60 * time_limit_minutes
         self._ranks = ranks
         self._previous: dict[int, object] = {}
+        self._received: int | None = None
 
     def requested(self, step: int) -> bool:
         """Whether to stop after ``step``."""
@@ -47,13 +48,16 @@ class Interruption:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.reason and number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait
-        self.reason = f"{signal.Signals(number).name} was received"
+        self.reason, self._received = f"{signal.Signals(number).name} was received", number
 
     def __enter__(self) -> Interruption:
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        before = self._previous.get(self._received) if self._received is not None else None
+        if kind is SystemExit and callable(before) and before is not signal.default_int_handler:
+            before(self._received, None)  # now that the state is saved, such as submitit's, which requeues the job

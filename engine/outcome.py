@@ -59,6 +59,7 @@ def describe_result(
         "dataset": cfg.dataset.name,
         "method": cfg.method.name,
         "framework": default_framework(cfg.method.name) if cfg.framework.name == "auto" else cfg.framework.name,
+        "modifier": cfg.modifier,
         "p": "inf" if p is not None and math.isinf(p) else p,
         "label": cfg.label,
         "seed": cfg.seed,

@@ -6,15 +6,15 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from engine.config import NOT_HASHED
+from engine.config import NOT_HASHED, Config
 
 FORMAT = 1
 RESULT, CONFIG, METRICS = "result.json", "config.yaml", "metrics.jsonl"
@@ -50,7 +50,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 
 # What a table shows in columns of its own, or what names a run rather than how it trains.
 _SHOWN = {
-    *("seed", "sparsity", "experiment_name", "label"),
+    *("seed", "sparsity", "experiment_name", "label", "scale", "modifier"),
     *("model.name", "dataset.name", "method.name", "framework.name", "method.p", "method.theta"),
     *("trainer.epochs", "trainer.batch_size", "trainer.precision"),
 }
@@ -64,11 +64,16 @@ class ResultError(ValueError):
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One evaluation: epoch, top-1 in percent, fraction of zeros."""
+    """One evaluation: epoch, top-1 in percent, fractions of zeros found and asked for at that moment.
+
+    ``mask_change`` is the fraction of the prunable weights that entered or left the mask in the epoch's last step.
+    """
 
     epoch: float
     top1: float
     sparsity: float | None
+    target: float | None
+    mask_change: float | None
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,27 @@ class Run:
             ResultError: a line is damaged.
         """
         return [
-            EpochRecord(r["epoch"], r["val/top1"], r.get("sparsity/global"))
+            EpochRecord(
+                r["epoch"],
+                r["val/top1"],
+                *(r.get(f"sparsity/{key}") for key in ("global", "target", "mask_change")),
+            )
             for r in epoch_records(self.directory / METRICS)
         ]
+
+    @property
+    def settled_mask_change(self) -> float | None:
+        """Mean ``mask_change`` over the epochs after the target is reached; None for a dense run and where unknown.
+
+        Before, the mask has to change because the sparsity grows.
+        """
+        target = self.result["target_sparsity"]
+        changes = [
+            record.mask_change
+            for record in self.history
+            if record.mask_change is not None and record.target is not None and record.target >= target - 1e-9
+        ]
+        return statistics.fmean(changes) if target and changes else None
 
 
 def epoch_records(path: Path) -> list[dict[str, Any]]:
@@ -123,6 +146,12 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, config
+
+
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A flattened configuration, with the schema's value for every key that is younger than it."""
+    defaults = {key: value for key, value in flatten(asdict(Config())) if value != "???"}
+    return defaults | dict(flatten(config))
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -189,9 +218,27 @@ def read_run(directory: Path) -> Run:
         raise ResultError(f"{directory / CONFIG} is damaged: it is not YAML; collect the run again.") from None
     if not isinstance(config, dict):
         raise ResultError(f"{directory / CONFIG} is damaged: it holds no settings; collect the run again.")
-    run = Run(directory, result, dict(flatten(config)))
+    run = Run(directory, result, with_defaults(config))
+    _check_same_run(run)
     run.history  # noqa: B018  (read now, so that a damaged file is named with the others)
     return run
+
+
+def _check_same_run(run: Run) -> None:
+    result, config = run.result, run.config
+    stated = {
+        "model": config.get("model.name"),
+        "dataset": config.get("dataset.name"),
+        "method": config.get("method.name"),
+        "seed": config.get("seed"),
+        "target_sparsity": config.get("sparsity"),
+    }
+    for key, value in stated.items():
+        if value is not None and value != result[key]:
+            raise ResultError(
+                f"{run.directory} mixes two runs: {key} is {result[key]!r} in {RESULT} and {value!r} in {CONFIG}; "
+                "collect the run again."
+            )
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -238,6 +285,8 @@ class Setting:
     batch_size: str
     precision: str
     label: str
+    modifier: str = ""
+    scale: str = "full"
     options: str = ""
 
 
@@ -253,12 +302,20 @@ class Cell:
         """Over the seeds, of a number in ``result.json``."""
         return Statistic.of(run.result[key] for run in self.runs)
 
+    @property
+    def settled_mask_change(self) -> Statistic | None:
+        """Over the seeds that know it; None where none does."""
+        values = [run.settled_mask_change for run in self.runs]
+        known = [value for value in values if value is not None]
+        return Statistic.of(known) if known else None
+
     def values(self, key: str) -> list[Any]:
         """The different values of ``key``, sorted."""
         return sorted({run.result[key] for run in self.runs})
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A setting as a table shows it: None is empty, 3.0 is 3."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -276,18 +333,46 @@ def _setting(run: Run) -> Setting:
         model=result["model"],
         dataset=result["dataset"],
         method="dense" if dense else result["method"],
-        framework="" if dense else _text(result["framework"]),
-        p="" if dense else _text(p),
+        framework="" if dense else text_of(result["framework"]),
+        p="" if dense else text_of(p),
         # The theta rule makes one row of several values: a row goes by what was asked for.
-        theta="" if dense else "auto" if theta == "auto" else _text(result["theta"]),
-        epochs=_text(result["epochs"]),
-        batch_size=_text(result["batch_size"]),
+        theta="" if dense else "auto" if theta == "auto" else text_of(result["theta"]),
+        epochs=text_of(result["epochs"]),
+        batch_size=text_of(result["batch_size"]),
         precision=result["precision"],
         label=result["label"],
+        modifier=modifier_name(run.config),
+        scale=scale_name(run.config, result["label"]),
     )
 
 
-def _other_options(run: Run, dense: bool) -> dict[str, str]:
+def modifier_name(config: dict[str, Any]) -> str:
+    """The modifier that is combined with the method, "" for none."""
+    modifier = config.get("modifier")
+    return "" if modifier in (None, "none") else str(modifier)
+
+
+def scale_name(config: dict[str, Any], label: str) -> str:
+    """ "full" or "proxy"."""
+    return "proxy" if config.get("scale") == "proxy" or label.startswith("proxy") else "full"
+
+
+def asked(config: dict[str, Any], framework: str | None) -> frozenset[tuple[str, str]]:
+    """What a flattened configuration asks to compute, but for seed and names: equal for the seeds of one cell.
+
+    ``framework`` is the one that "auto" stands for.
+    """
+    config = config | {"framework.name": framework}
+    names = {"seed", "experiment_name", "label"}
+    tops = {key for key in _WHERE if "." not in key}
+    return frozenset(
+        (key, text_of(value))
+        for key, value in config.items()
+        if key not in names and key not in _WHERE and key.split(".")[0] not in tops
+    )
+
+
+def _other_options(config: dict[str, Any], dense: bool) -> dict[str, str]:
     """Settings without a column of their own."""
     unused = ("method", "framework", "sparsity_schedule") if dense else ()
 
@@ -295,44 +380,62 @@ def _other_options(run: Run, dense: bool) -> dict[str, str]:
         top = key.split(".")[0]
         return key not in _SHOWN and key not in _WHERE and top not in _WHERE and top not in unused
 
-    return {key: _text(value) for key, value in run.config.items() if counts(key)}
+    return {key: text_of(value) for key, value in config.items() if counts(key)}
 
 
-def _split_by_options(setting: Setting, runs: list[Run]) -> Iterator[tuple[Setting, list[Run]]]:
-    """One group per combination of the options in which ``runs`` differ."""
-    options = [_other_options(run, setting.method == "dense") for run in runs]
-    keys = sorted({key for option in options for key in option})
-    differing = [key for key in keys if len({option.get(key, "") for option in options}) > 1]
-    groups: dict[str, list[Run]] = defaultdict(list)
-    for run, option in zip(runs, options, strict=True):
-        groups[", ".join(f"{key}={option.get(key, '')}" for key in differing)].append(run)
-    for text, group in groups.items():
-        yield replace(setting, options=text), group
+def option_texts(members: Sequence[tuple[Setting, float, dict[str, Any]]]) -> list[str]:
+    """What tells members of one setting apart that its columns do not show, such as "optimizer.lr=0.2".
+
+    Args:
+        members: setting, target sparsity and flattened configuration of each. Named are the options in which members
+            of the same setting *and* sparsity differ: a row may have other options at another sparsity.
+    """
+    options = [_other_options(config, setting.method == "dense") for setting, _, config in members]
+    places: dict[tuple[Setting, float], list[dict[str, str]]] = defaultdict(list)
+    for (setting, sparsity, _), option in zip(members, options, strict=True):
+        places[setting, sparsity].append(option)
+    differing: dict[Setting, set[str]] = defaultdict(set)
+    for (setting, _), group in places.items():
+        keys = {key for option in group for key in option}
+        differing[setting] |= {key for key in keys if len({option.get(key, "") for option in group}) > 1}
+    return [
+        ", ".join(f"{_short(key, differing[setting])}={option.get(key, '')}" for key in sorted(differing[setting]))
+        for (setting, _, _), option in zip(members, options, strict=True)
+    ]
+
+
+def _short(key: str, keys: set[str]) -> str:
+    """ "a.name" as "a" and "a.x" as "x" where a group's choice differs as well; other keys in full."""
+    group, _, leaf = key.rpartition(".")
+    if not group or f"{group}.name" not in keys:
+        return key
+    return group if leaf == "name" else leaf
 
 
 def group_cells(runs: Iterable[Run]) -> tuple[list[Cell], list[str]]:
     """Cells in the order of a table, and one sentence for each run that would count a seed twice."""
-    groups: dict[tuple[Setting, float], list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[_setting(run), float(run.result["target_sparsity"])].append(run)
-    cells, problems = [], []
-    for (setting, sparsity), members in groups.items():
-        for full_setting, group in _split_by_options(setting, members):
-            seeds: dict[int, Run] = {}
-            for run in sorted(group, key=lambda r: str(r.directory)):
-                first = seeds.setdefault(run.result["seed"], run)
-                if first is not run:
-                    problems.append(
-                        f"{run.directory} repeats seed {run.result['seed']} of {first.directory} "
-                        "with the same settings and is left out."
-                    )
-            cells.append(Cell(full_setting, sparsity, tuple(seeds[seed] for seed in sorted(seeds))))
-    return sorted(cells, key=_order), sorted(problems)
+    runs = sorted(runs, key=lambda run: str(run.directory))
+    members = [(_setting(run), float(run.result["target_sparsity"]), run.config) for run in runs]
+    groups: dict[tuple[Setting, float], dict[int, Run]] = defaultdict(dict)
+    problems = []
+    for run, (setting, sparsity, _), text in zip(runs, members, option_texts(members), strict=True):
+        first = groups[replace(setting, options=text), sparsity].setdefault(run.result["seed"], run)
+        if first is not run:
+            problems.append(
+                f"{run.directory} repeats seed {run.result['seed']} of {first.directory} "
+                "with the same settings and is left out."
+            )
+    cells = [
+        Cell(setting, sparsity, tuple(seeds[seed] for seed in sorted(seeds)))
+        for (setting, sparsity), seeds in groups.items()
+    ]
+    return sorted(cells, key=lambda cell: order(cell.setting, cell.sparsity)), sorted(problems)
 
 
-def _order(cell: Cell) -> tuple[Any, ...]:
-    s = cell.setting
-    return (s.dataset, s.model, s.method != "dense", *_row_order(s), cell.sparsity)
+def order(setting: Setting, sparsity: float) -> tuple[Any, ...]:
+    """Sort key of a table: by network, dense first, then by method and sparsity."""
+    s = setting
+    return (s.dataset, s.model, s.method != "dense", *_row_order(s), sparsity)
 
 
 def _row_order(s: Setting) -> tuple[Any, ...]:
@@ -354,15 +457,22 @@ def _row_order(s: Setting) -> tuple[Any, ...]:
     )
 
 
+def method_name(setting: Setting) -> str:
+    """The method, and the modifier that it is combined with: "acdc + ham"."""
+    return f"{setting.method} + {setting.modifier}" if setting.modifier else setting.method
+
+
+def _kind(setting: Setting) -> tuple[str, ...]:
+    return (setting.dataset, setting.model, setting.method, setting.modifier)
+
+
 def row_names(settings: Iterable[Setting]) -> dict[Setting, str]:
     """Short names: the method, and of the rest only what the method's own rows differ in."""
     settings = list(dict.fromkeys(settings))
     names = {}
     for setting in settings:
-        peers = [
-            s for s in settings if (s.method, s.model, s.dataset) == (setting.method, setting.model, setting.dataset)
-        ]
-        parts = [setting.method]
+        peers = [s for s in settings if _kind(s) == _kind(setting)]
+        parts = [method_name(setting)]
         formats = [
             ("framework", "{}"),
             ("p", "p = {}"),

@@ -6,18 +6,22 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from engine.results import Cell, Setting, Statistic, row_names
+from engine import published
+from engine.comparisons import Comparison
+from engine.grid import Experiment, NotRun
+from engine.results import Cell, Setting, Statistic, method_name, order, row_names
 
 Link = Callable[[Path], str]
 
-_UNKNOWN = "Published figures: unknown (the paper's CIFAR-100 tables could not be read; none is shown)."
-_IMAGENET = (
-    "Published: Feather reaches 76.93 % at 90 % sparsity with ResNet-50 "
-    "(paperswithcode board of the paper); other published figures are not compared here."
+NOT_RUN = "not run"
+_UNKNOWN = "The paper's figures for this network on this data are unknown: they could not be read, so none is shown."
+_NONE = "There are no published figures for this network on this data."
+_PROXY = (
+    "**Proxy scale**: the experiment shrunk to a CPU{labels}. Its accuracies tell methods apart from each other; "
+    "none of them is the paper's, and none is compared with a published figure."
 )
-_NONE = "Published figures: none for this network and data set."
 
 
 def marker(source: str) -> str:
@@ -46,11 +50,40 @@ def millions(count: float) -> str:
     return f"{count / 1e6:.1f} M"
 
 
-def published_note(dataset: str, model: str) -> str:
-    """What the paper says about this pair, with its source, or that it is unknown."""
-    if dataset == "cifar100":
-        return _UNKNOWN
-    return _IMAGENET if (dataset, model) == ("imagenet", "resnet50") else _NONE
+def points(difference: float) -> str:
+    """A difference of two accuracies in percentage points, with its sign."""
+    return f"{difference:+.2f}"
+
+
+def title(experiment: Experiment) -> str:
+    """The experiment's name, with "(proxy)" where it is one."""
+    return f"{experiment.name} (proxy)" if experiment.scale == "proxy" else experiment.name
+
+
+def reconstruction_note(experiment: Experiment) -> str:
+    """Which of the thresholds' sources has no public code or paper, "" where it is not used."""
+    used = any(s.framework == "asl_plus" for s in experiment.settings())
+    return (
+        "asl_plus is our **reconstruction** of ASL+ from its public abstract: no code of it is public." if used else ""
+    )
+
+
+def proxy_note(experiment: Experiment) -> str:
+    """What a proxy is not, "" at full scale."""
+    labels = "; ".join(label.removeprefix("proxy:").strip() for label in experiment.labels())
+    return _PROXY.format(labels=f" ({labels})" if labels else "") if experiment.scale == "proxy" else ""
+
+
+def progress_note(experiment: Experiment) -> str:
+    """How much of what is declared has been run, and what runs the rest."""
+    if experiment.command is None:
+        return ""
+    if not experiment.not_run:
+        return f"Everything that this experiment declares has been run: `{experiment.command}`."
+    return (
+        f"Not run: {len(experiment.not_run)} of {experiment.declared} cells. "
+        f"`{experiment.command}` runs what is missing; the CSV has one command per cell."
+    )
 
 
 def markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -73,12 +106,20 @@ def csv_rows(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return buffer.getvalue()
 
 
-def by_network(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
+Placed = TypeVar("Placed", Cell, NotRun, "Cell | NotRun")
+
+
+def by_network(cells: Iterable[Placed]) -> dict[tuple[str, str], list[Placed]]:
     """Cells by (dataset, model), in the given order."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
+    groups: dict[tuple[str, str], list[Placed]] = {}
     for cell in cells:
         groups.setdefault((cell.setting.dataset, cell.setting.model), []).append(cell)
     return groups
+
+
+def all_cells(experiment: Experiment) -> list[Cell | NotRun]:
+    """With evidence and without, in the order of a table."""
+    return sorted([*experiment.cells, *experiment.not_run], key=lambda cell: order(cell.setting, cell.sparsity))
 
 
 def _theta(cell: Cell) -> str:
@@ -91,88 +132,244 @@ def _note(setting: Setting) -> str:
     return "; ".join(filter(None, [setting.label, setting.options]))
 
 
-def _summary(cells: list[Cell], names: dict[Setting, str]) -> str:
-    """Rows of settings by columns of sparsities."""
+def evidence(cell: Cell, link: Link) -> str:
+    """The seeds, each a link to its result."""
+    return " ".join(f"[{run.result['seed']}]({link(run.directory)}/result.json)" for run in cell.runs)
+
+
+def summary(cells: Iterable[Cell | NotRun], names: dict[Setting, str]) -> str:
+    """Rows of settings by columns of sparsities; "-" where a combination is neither run nor declared."""
+    cells = list(cells)
     sparsities = sorted({cell.sparsity for cell in cells})
-    found = {(cell.setting, cell.sparsity): mean_std(cell.statistic("final_top1")) for cell in cells}
+    found = {
+        (c.setting, c.sparsity): mean_std(c.statistic("final_top1")) if isinstance(c, Cell) else NOT_RUN for c in cells
+    }
     header = ["", *("dense" if s == 0 else percent(s) for s in sparsities)]
     settings = dict.fromkeys(cell.setting for cell in cells)
     return markdown_rows(header, ([names[s], *(found.get((s, x), "-") for x in sparsities)] for s in settings))
 
 
+def published_rows(cells: Iterable[Cell | NotRun]) -> list[tuple[Cell | NotRun | None, published.Figure | None]]:
+    """Each cell of one network with each published figure of its kind, then the published figures without a cell."""
+    rows: list[tuple[Cell | NotRun | None, published.Figure | None]] = []
+    networks = {}
+    for cell in cells:
+        networks[cell.setting.dataset, cell.setting.model] = cell.setting
+        found = published.beside(cell.setting, cell.sparsity)
+        rows += [(cell, figure) for figure in found] or [(cell, None)]
+    shown = {figure for _, figure in rows}
+    for (dataset, model), setting in networks.items():
+        if setting.scale == "full":
+            rows += [(None, figure) for figure in published.figures_for(dataset, model) if figure not in shown]
+    return rows
+
+
+def difference(cell: Cell | NotRun | None, figure: published.Figure | None) -> float | None:
+    """Our mean minus the published figure, in percentage points."""
+    return cell.statistic("final_top1").mean - figure.top1 if isinstance(cell, Cell) and figure else None
+
+
+def _published_top1(figure: published.Figure) -> str:
+    at = f" at {percent(figure.reported_sparsity)}" if figure.reported_sparsity is not None else ""
+    return f"{figure.top1:.2f}{at}"
+
+
+def _beside_published(cells: list[Cell | NotRun], names: dict[Setting, str], link: Link) -> str:
+    first = cells[0].setting
+    known = published.exists(first.dataset, first.model)
+    absent = "unknown" if known == "unknown" and first.scale == "full" else "none"
+    header = ["method", "sparsity", "ours (%)", "published (%)", "difference", "source", "evidence (seeds)"]
+    rows = []
+    for cell, figure in published_rows(cells):
+        gap = difference(cell, figure)
+        shown = cell or figure
+        assert shown is not None
+        rows.append(
+            [
+                names[cell.setting] if cell else figure.name if figure else "",
+                "dense" if shown.sparsity == 0 else percent(shown.sparsity),
+                mean_std(cell.statistic("final_top1")) if isinstance(cell, Cell) else NOT_RUN,
+                _published_top1(figure) if figure else absent,
+                "-" if gap is None else points(gap),
+                figure.source if figure else "-",
+                evidence(cell, link) if isinstance(cell, Cell) else "-",
+            ]
+        )
+    parts = []
+    if first.scale == "full":
+        parts = {"unknown": [_UNKNOWN], "none": [_NONE], "known": []}[known]
+    parts.append(markdown_rows(header, rows))
+    neighbours = published.neighbours_of(first.dataset) if first.scale == "full" else []
+    if neighbours:
+        parts.append("For orientation only, **another network**, never subtracted from ours:")
+        parts.append(
+            markdown_rows(
+                ["network", "method", "sparsity", "published (%)", "source"],
+                (
+                    [f.model, f.name, "dense" if f.sparsity == 0 else percent(f.sparsity), f"{f.top1:.2f}", f.source]
+                    for f in neighbours
+                ),
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def _paired(comparisons: list[Comparison], names: dict[Setting, str]) -> str:
+    header = ["method", "sparsity", "n", "its mean", "Feather's mean", "difference", "95 % interval", "told"]
+    rows = []
+    for c in comparisons:
+        means = [f"{c.mean(cell):.2f}" for cell in (c.cell, c.reference)] if c.n else ["-", "-"]
+        rows.append(
+            [
+                *(names[c.cell.setting], percent(c.cell.sparsity), str(c.n), *means),
+                points(c.difference.mean) if c.difference else "-",
+                " to ".join(map(points, c.interval)) if c.interval else "-",
+                c.verdict,
+            ]
+        )
+    return (
+        "Paired by seed with Feather (p = 3, the theta rule, one global threshold), means over the common seeds alone; "
+        "Student's t interval of the mean difference, given from three seeds on, each for itself: of twenty such "
+        f"intervals one misses by chance.\n\n{markdown_rows(header, rows)}"
+    )
+
+
+def _mask_change(cell: Cell) -> str:
+    change = cell.settled_mask_change
+    if change is None:
+        return ""
+    return f"{change.mean:.2g}" + ("" if change.std is None else f" ± {change.std:.1g}")
+
+
 def _details(cells: list[Cell], link: Link) -> str:
     header = [
         *("method", "framework", "p", "theta", "sparsity", "top-1 last epoch (%)", "top-1 best epoch (%)"),
-        *("achieved", "non-zeros", "FLOPs", "epochs", "batch", "precision", "hardware", "seeds (evidence)", "note"),
+        *("achieved", "non-zeros", "FLOPs", "mask change", "epochs", "batch", "precision", "hardware"),
+        *("seeds (evidence)", "note"),
     ]
     rows = []
     for cell in cells:
         s = cell.setting
-        seeds = " ".join(f"[{run.result['seed']}]({link(run.directory)}/result.json)" for run in cell.runs)
         rows.append(
             [
-                *(s.method, s.framework, s.p, _theta(cell), percent(cell.sparsity)),
+                *(method_name(s), s.framework, s.p, _theta(cell), percent(cell.sparsity)),
                 *(mean_std(cell.statistic("final_top1")), mean_std(cell.statistic("best_top1"))),
                 percent(cell.statistic("achieved_sparsity").mean),
                 span(cell.values("nonzeros")),
-                millions(cell.statistic("flops").mean),
-                *(s.epochs, s.batch_size, s.precision, ", ".join(cell.values("device")), seeds, _note(s)),
+                *(millions(cell.statistic("flops").mean), _mask_change(cell)),
+                *(s.epochs, s.batch_size, s.precision, ", ".join(cell.values("device"))),
+                *(evidence(cell, link), _note(s)),
             ]
         )
     return markdown_rows(header, rows)
 
 
-def experiment_markdown(name: str, cells: list[Cell], link: Link) -> str:
-    """One experiment: per network a summary by sparsity, then every cell with its settings and evidence.
+def experiment_markdown(experiment: Experiment, comparisons: list[Comparison], link: Link) -> str:
+    """One experiment: per network a summary, the published figures, paired comparisons, settings and evidence.
 
     Args:
-        name: the experiment.
-        cells: all of its cells.
+        experiment: its cells, run and not.
+        comparisons: of its cells with Feather.
         link: from a run's directory to where the table's reader finds it.
     """
-    names = row_names(cell.setting for cell in cells)
+    names = row_names(experiment.settings())
     parts = [
-        marker(f"results/runs/{name}"),
-        f"# {name}",
+        marker(source_of(experiment)),
+        f"# {title(experiment)}",
+        proxy_note(experiment),
         "Top-1 accuracy in percent on the evaluation set after the last epoch: mean ± sample standard deviation "
-        "(number of seeds); - where there is no run. "
-        "FLOPs are multiply-accumulates per image, of non-zero weights alone.",
+        '(number of seeds); "not run" where the experiment declares a cell and there is no evidence, - where it '
+        "declares none. FLOPs are multiply-accumulates per image, of non-zero weights alone; mask change is the "
+        "fraction of the weights that enter or leave the mask in one step, mean over the ends of the epochs after "
+        "the target is reached.",
+        reconstruction_note(experiment),
+        progress_note(experiment),
     ]
-    for (dataset, model), group in by_network(cells).items():
-        dense_flops = ", ".join(sorted({millions(r.result["dense_flops"]) for c in group for r in c.runs}))
-        prunable = ", ".join(sorted({f"{r.result['prunable']:,}" for c in group for r in c.runs}))
+    for (dataset, model), group in by_network(all_cells(experiment)).items():
+        ran = [cell for cell in group if isinstance(cell, Cell)]
         parts += [
             f"## {model} on {dataset}",
-            _summary(group, names),
-            f"Prunable weights: {prunable}. Dense FLOPs: {dense_flops}. {published_note(dataset, model)}",
-            _details(group, link),
+            summary(group, names),
+            "### Beside the published figures",
+            _beside_published(group, names, link),
         ]
-    return "\n\n".join(parts) + "\n"
+        own = [c for c in comparisons if c.cell in ran]
+        if own:
+            parts += ["### Compared seed by seed", _paired(own, names)]
+        if ran:
+            dense_flops = ", ".join(sorted({millions(r.result["dense_flops"]) for c in ran for r in c.runs}))
+            prunable = ", ".join(sorted({f"{r.result['prunable']:,}" for c in ran for r in c.runs}))
+            parts += [
+                "### Settings and evidence",
+                f"Prunable weights: {prunable}. Dense FLOPs: {dense_flops}.",
+                _details(ran, link),
+            ]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def experiment_csv(cells: list[Cell], link: Link) -> str:
-    """One line per cell, numbers unrounded; fractions in [0, 1], accuracies in percent."""
+def source_of(experiment: Experiment) -> str:
+    """Where a generated table comes from, for its first line."""
+    return f"results/runs/{experiment.name}"
+
+
+def experiment_csv(experiment: Experiment, link: Link) -> str:
+    """One line per cell, numbers unrounded; fractions in [0, 1], accuracies in percent, empty where not run.
+
+    A cell with several published figures has them separated by " + ".
+    """
     header = [
-        *("dataset", "model", "method", "framework", "p", "theta", "target_sparsity", "n"),
-        *("final_top1_mean", "final_top1_std", "best_top1_mean", "best_top1_std"),
+        *("dataset", "model", "scale", "method", "modifier", "framework", "p", "theta", "status", "target_sparsity"),
+        *("n", "final_top1_mean", "final_top1_std", "best_top1_mean", "best_top1_std"),
         *("achieved_sparsity_mean", "nonzeros_min", "nonzeros_max", "prunable", "flops_mean", "dense_flops_mean"),
-        *("epochs", "batch_size", "precision", "device", "seeds", "wall_seconds_mean", "note", "evidence"),
+        *("mask_change_mean", "epochs", "batch_size", "precision", "device", "seeds", "wall_seconds_mean", "note"),
+        *("published_top1", "difference", "published_source", "evidence", "command"),
     ]
-    rows = []
-    for cell in cells:
+    rows: list[list[Any]] = []
+    for cell in all_cells(experiment):
         s = cell.setting
+        figures = published.beside(s, cell.sparsity)
+        names = [s.dataset, s.model, s.scale, s.method, s.modifier, s.framework, s.p]
+        quoted = [" + ".join(f"{f.top1:g}" for f in figures), " + ".join(f.source for f in figures)]
+        if isinstance(cell, NotRun):
+            rows.append([*names, s.theta, NOT_RUN, cell.sparsity, 0, *[""] * 11])
+            rows[-1] += [s.epochs, s.batch_size, s.precision, "", "", "", _note(s)]
+            rows[-1] += [quoted[0], "", quoted[1], "", cell.command]
+            continue
         final, best = cell.statistic("final_top1"), cell.statistic("best_top1")
-        nonzeros = cell.values("nonzeros")
+        nonzeros, change = cell.values("nonzeros"), cell.settled_mask_change
+        gaps = [difference(cell, figure) for figure in figures]
         rows.append(
             [
-                *(s.dataset, s.model, s.method, s.framework, s.p, _theta(cell), cell.sparsity, final.n),
+                *(*names, _theta(cell), "run", cell.sparsity, final.n),
                 *(final.mean, final.std, best.mean, best.std, cell.statistic("achieved_sparsity").mean),
                 *(nonzeros[0], nonzeros[-1], " ".join(map(str, cell.values("prunable")))),
-                *(cell.statistic("flops").mean, cell.statistic("dense_flops").mean),
+                *(cell.statistic("flops").mean, cell.statistic("dense_flops").mean, change.mean if change else ""),
                 *(s.epochs, s.batch_size, s.precision, " + ".join(cell.values("device"))),
                 " ".join(str(run.result["seed"]) for run in cell.runs),
                 *(cell.statistic("wall_seconds").mean, _note(s)),
-                " ".join(link(run.directory) for run in cell.runs),
+                *(quoted[0], " + ".join(points(gap) for gap in gaps if gap is not None), quoted[1]),
+                *(" ".join(link(run.directory) for run in cell.runs), ""),
+            ]
+        )
+    return csv_rows(header, rows)
+
+
+def paired_csv(comparisons: list[Comparison]) -> str:
+    """One line per comparison with Feather, numbers unrounded, in percentage points."""
+    header = [
+        *("dataset", "model", "scale", "method", "modifier", "framework", "p", "theta", "options", "target_sparsity"),
+        *("n", "seeds", "difference_mean", "difference_std", "interval_low", "interval_high", "told"),
+    ]
+    rows = []
+    for c in comparisons:
+        s = c.cell.setting
+        rows.append(
+            [
+                *(s.dataset, s.model, s.scale, s.method, s.modifier, s.framework, s.p, s.theta, s.options),
+                *(c.cell.sparsity, c.n, " ".join(map(str, c.seeds))),
+                *((c.difference.mean, c.difference.std) if c.difference else ("", "")),
+                *(c.interval or ("", "")),
+                c.verdict,
             ]
         )
     return csv_rows(header, rows)
@@ -219,78 +416,3 @@ def terminal_curve(cells: list[Cell], width: int = 40) -> str:
     ]
     axis = f"{' ' * left} {low} %{'top-1'.center(width - len(str(low)) - 2 - 7)}{high:.2f} %"
     return "\n".join([*lines, axis])
-
-
-def index_markdown(
-    experiments: dict[str, list[Cell]], benchmark: dict[str, Any] | None, figures: dict[str, list[str]]
-) -> str:
-    """``results/README.md``: every experiment with its summary, figures and table, and the cost of sparsification.
-
-    Args:
-        experiments: cells by name.
-        benchmark: what ``scripts/bench_training.py`` wrote, or None.
-        figures: names of the figure files by experiment, below ``figures/``.
-    """
-    parts = [
-        marker("results/runs and results/benchmarks"),
-        "# Results",
-        "Every number comes from a run whose evidence (configuration, metrics of each epoch, hardware, seed, commit) "
-        "lies in `runs/`. Top-1 accuracy in percent after the last epoch, mean ± sample standard deviation (number of "
-        "seeds); what is not listed has not been run. `python scripts/report.py` makes this page and `--check` tells "
-        "whether it is up to date.",
-    ]
-    for name, cells in experiments.items():
-        parts.append(f"## {name}")
-        names = row_names(cell.setting for cell in cells)
-        for (dataset, model), group in by_network(cells).items():
-            notes = sorted({cell.setting.label for cell in group if cell.setting.label})
-            hardware = sorted({device for cell in group for device in cell.values("device")})
-            parts += [
-                f"**{model} on {dataset}**" + (f" ({'; '.join(notes)})" if notes else "") + f", {', '.join(hardware)}",
-                _summary(group, names),
-            ]
-        parts.append(f"[All settings, non-zeros, FLOPs and evidence](tables/{name}.md)")
-        parts += [f"![{figure}](figures/{figure})" for figure in figures.get(name, [])]
-    if benchmark is not None:
-        parts += ["## What sparsification costs", _benchmark(benchmark)]
-    return "\n\n".join(parts) + "\n"
-
-
-def overview(experiments: dict[str, list[Cell]]) -> str:
-    """The README's table: a line per experiment, network and method, a column per sparsity."""
-    columns = [0.0, 0.9, 0.95, 0.98, 0.99, 0.995]
-    header = ["experiment", "network, data", "method", *("dense" if s == 0 else percent(s) for s in columns), "note"]
-    rows = []
-    for experiment, cells in experiments.items():
-        for (dataset, model), group in by_network(cells).items():
-            found: dict[Setting, dict[float, str]] = {}
-            for cell in group:
-                found.setdefault(cell.setting, {})[cell.sparsity] = mean_std(cell.statistic("final_top1"))
-            names = row_names(found)
-            for setting, values in found.items():
-                link = f"[{experiment}](results/tables/{experiment}.md)"
-                dense = 0.0 in values
-                accuracies = (values.get(s, "" if (s == 0) != dense else "not run") for s in columns)
-                rows.append([link, f"{model}, {dataset}", names[setting], *accuracies, setting.label])
-    return markdown_rows(header, rows)
-
-
-def _benchmark(benchmark: dict[str, Any]) -> str:
-    hardware = benchmark["hardware"]
-    device = hardware["gpu"] if benchmark["device"].startswith("cuda") else hardware["cpu"]
-    header = ["network", "precision", "dense step", "sparse step", "sparse / dense (quartiles)", "images/s sparse"]
-    rows = [
-        [
-            *(row["model"], row["precision"]),
-            *(f"{1e3 * row[key]:.0f} ms" for key in ("dense_step_seconds", "sparse_step_seconds")),
-            f"{row['ratio']:.3f} ({row['ratio_quartiles'][0]:.3f} to {row['ratio_quartiles'][1]:.3f})",
-            f"{row['sparse_images_per_second']:.0f}",
-        ]
-        for row in benchmark["rows"]
-    ]
-    first = benchmark["rows"][0]
-    return (
-        f"Training steps of Feather at {percent(first['sparsity'])} over a whole schedule against dense ones, batch "
-        f"{first['batch_size']}, 32x32 images, median of {first['pairs']} interleaved pairs, {device}, "
-        f"{hardware['threads']} threads; [evidence](benchmarks/training.json).\n\n{markdown_rows(header, rows)}"
-    )

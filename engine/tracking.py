@@ -2,18 +2,27 @@
 
 W&B cannot resume an offline run. A resumed run therefore writes a new offline run with the same id that holds the whole
 history, and the one it replaces is renamed, so that ``wandb sync`` sends every step once.
+
+A sweep's agent decides itself where its trial is logged: its run id and project then take the place of ours.
 """
 
+from __future__ import annotations
+
 import logging
-import netrc
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-CURVE = "val/top1_vs_sparsity"
-"""Accuracy against sparsity, a chart of its own: ``val/top1`` over ``sparsity/global``."""
+from omegaconf import OmegaConf
+
+from engine.charts import CURVE, final_charts
+from engine.wandb_login import logged_in
+
+if TYPE_CHECKING:
+    from engine.config import Config
+    from engine.rundir import RunDirectory
 
 _INIT_TIMEOUT_SECONDS = 15.0
 _FINISH_TIMEOUT_SECONDS = 300.0
@@ -30,8 +39,8 @@ class Tracker(Protocol):
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """Mirror one record; ``step`` never goes back."""
 
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Set the run's final figures."""
+    def summary(self, result: Mapping[str, Any]) -> None:
+        """Show a finished run's figures: the numbers and words of ``result.json``, and charts of it."""
 
     def artifact(self, path: str | Path, name: str) -> None:
         """Keep a file of the run, such as the final model."""
@@ -47,7 +56,7 @@ class NoTracker:
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None: ...
 
-    def summary(self, values: Mapping[str, Any]) -> None: ...
+    def summary(self, result: Mapping[str, Any]) -> None: ...
 
     def artifact(self, path: str | Path, name: str) -> None: ...
 
@@ -74,7 +83,7 @@ def create_tracker(
             environment variable WANDB_MODE may turn ``wandb`` to offline, and tracking off.
         project, name, group, job_type, tags, config: what W&B shows the run under.
         directory: W&B writes into its subfolder ``wandb``.
-        run_id: the same for a run and its resumption.
+        run_id: the same for a run and its resumption; a sweep's agent has its own.
         history: the records of ``metrics.jsonl`` up to the checkpoint that the run resumes from, in order.
 
     Returns:
@@ -96,19 +105,20 @@ def create_tracker(
 
     directory = Path(directory).resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    before = _run_folders(directory, run_id)
+    before = _run_folders(directory)
     _set_aside(folder for folder in before if folder.name.startswith("offline-run-"))
+    in_sweep = started_by_agent()
     for mode in modes:
         try:
             run = wandb.init(
-                project=project,
+                project=None if in_sweep else project,
                 name=name,
                 group=group,
                 job_type=job_type,
                 tags=tags,
                 config=dict(config),
                 dir=str(directory),
-                id=run_id,
+                id=None if in_sweep else run_id,
                 mode=mode,
                 resume="allow" if mode == "online" else None,
                 reinit="finish_previous",
@@ -121,9 +131,50 @@ def create_tracker(
             _log.warning("W&B does not start %s (%s: %s)", mode, type(error).__name__, str(error).partition("\n")[0])
             # The failed attempt keeps the run id taken until W&B's service has gone.
             _quietly("teardown", wandb.teardown)
-            _set_aside(_run_folders(directory, run_id) - before)
+            _set_aside(_run_folders(directory) - before)
     _log.warning("W&B is not used; metrics.jsonl holds everything")
     return NoTracker()
+
+
+def started_by_agent() -> bool:
+    """Whether a W&B sweep's agent runs this process; W&B then takes the run's id and project from it."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
+
+
+def mirror_finished(cfg: Config, run: RunDirectory) -> None:
+    """Give a trial of a sweep the figures of the finished ``run`` that has its configuration.
+
+    The agent has announced the trial to W&B, where it would stay empty and the search learn nothing from it.
+    """
+    if run.result is None or not started_by_agent():
+        return
+    from engine.records import read_metrics
+
+    tracker = create_tracker(
+        cfg.logger.name, directory=run.path, run_id=run.run_id, history=read_metrics(run.path / "metrics.jsonl"),
+        **labels(cfg, run),
+    )  # fmt: skip
+    tracker.summary(run.result)
+    tracker.finish()
+
+
+def labels(cfg: Config, run: RunDirectory) -> dict[str, Any]:
+    """What W&B shows a run under: one group per experiment, one job type per method."""
+    return {
+        "project": cfg.logger.project,
+        "name": run.path.name,
+        "group": cfg.experiment_name,
+        "job_type": cfg.method.name,
+        "tags": [cfg.method.name, cfg.model.name, cfg.dataset.name],
+        "config": _json_values(OmegaConf.to_container(OmegaConf.structured(cfg))),
+    }
+
+
+def _json_values(value: Any) -> Any:
+    """Infinity, which JSON lacks, as the word that ``result.json`` has for it."""
+    if isinstance(value, dict):
+        return {key: _json_values(item) for key, item in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _WandbTracker:
@@ -131,6 +182,7 @@ class _WandbTracker:
         self._wandb = wandb
         self._run = run
         self._broken = False
+        self._curve: list[tuple[float, float]] = []
         if mode == "online":
             self.description = f"W&B: {run.url}"
         else:
@@ -149,17 +201,24 @@ class _WandbTracker:
         # An online run that is continued has its past on the server already.
         first = self._run.step if self._run.resumed else 0
         for record in history:
-            if record["step"] >= first:
-                self.log(record, record["step"])
+            self._log(record, record["step"], send=record["step"] >= first)
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        self._log(metrics, step)
+
+    def _log(self, metrics: Mapping[str, Any], step: int, send: bool = True) -> None:
         values = {key: value for key, value in metrics.items() if value is not None} | {"step": step}
         if "val/top1" in values and "sparsity/global" in values:
             values[CURVE] = values["val/top1"]
-        self._call("log", lambda: self._run.log(values, step=step))
+            self._curve.append((values["sparsity/global"], values["val/top1"]))
+        if send:
+            self._call("log", lambda: self._run.log(values, step=step))
 
-    def summary(self, values: Mapping[str, Any]) -> None:
-        self._call("summary", lambda: self._run.summary.update(dict(values)))
+    def summary(self, result: Mapping[str, Any]) -> None:
+        figures = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+        self._call("summary", lambda: self._run.summary.update(figures))
+        # without a step: into the last step's row, or the next one where that row is on the server already
+        self._call("charts", lambda: self._run.log(final_charts(self._wandb, result.get("layers", []), self._curve)))
 
     def artifact(self, path: str | Path, name: str) -> None:
         def send() -> None:
@@ -192,24 +251,9 @@ def _modes(kind: str) -> list[Literal["online", "offline"]]:
     asked = os.environ.get("WANDB_MODE", "")
     if kind == "none" or asked == "disabled":
         return []
-    if kind == "wandb_offline" or asked in ("offline", "dryrun") or not _logged_in():
+    if kind == "wandb_offline" or asked in ("offline", "dryrun") or not logged_in():
         return ["offline"]
     return ["online", "offline"]
-
-
-def _logged_in() -> bool:
-    """Whether W&B would find a login without asking. Only that one is there is looked at."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    named = os.environ.get("NETRC")
-    for path in [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        try:
-            if netrc.netrc(path).authenticators(host):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
 
 
 def _settings(wandb: Any) -> Any:
@@ -225,9 +269,10 @@ def _settings(wandb: Any) -> Any:
     return wandb.Settings(**{key: value for key, value in wanted.items() if key in wandb.Settings.model_fields})
 
 
-def _run_folders(directory: Path, run_id: str) -> set[Path]:
+def _run_folders(directory: Path) -> set[Path]:
+    """W&B's folders of this run, under whichever id: the directory holds no other run."""
     folder = directory / "wandb"
-    return {*folder.glob(f"offline-run-*-{run_id}"), *folder.glob(f"run-*-{run_id}")}
+    return {*folder.glob("offline-run-*"), *folder.glob("run-*")}
 
 
 def _set_aside(folders: Iterable[Path]) -> None:

@@ -1,6 +1,7 @@
 """Sparse training for any torch model in two lines: Feather (https://arxiv.org/abs/2310.02448) and its relatives."""
 
 from feather.frameworks import FRAMEWORKS
+from feather.modifiers import HAM, MODIFIERS, Modifier
 from feather.operator import auto_theta, p_threshold, scale_pruned_gradient
 from feather.registry import create, default_framework, fine_tune, methods
 from feather.report import FlopsReport, SparsityReport, count_flops, sparsity_report
@@ -11,7 +12,7 @@ from feather.sparsifier import Sparsifier
 __version__ = "0.1.0"
 
 __all__ = [
-    "FRAMEWORKS", "Cubic", "FlopsReport", "Linear", "OneShot", "Schedule", "Sparsifier", "SparsityReport",
-    "auto_theta", "count_flops", "create", "default_framework", "fine_tune", "magnitude_quantile", "methods",
-    "p_threshold", "prunable_parameters", "scale_pruned_gradient", "sparsity_report", "zeros_at",
+    "FRAMEWORKS", "HAM", "MODIFIERS", "Cubic", "FlopsReport", "Linear", "Modifier", "OneShot", "Schedule", "Sparsifier",
+    "SparsityReport", "auto_theta", "count_flops", "create", "default_framework", "fine_tune", "magnitude_quantile",
+    "methods", "p_threshold", "prunable_parameters", "scale_pruned_gradient", "sparsity_report", "zeros_at",
 ]  # fmt: skip

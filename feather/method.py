@@ -99,7 +99,10 @@ class Thresholding(Method):
         self.p = p
         self.theta = theta
         self.sparsity = schedule.target
-        self.identity_backward = theta == 1
+        # theta = 0 leaves nothing of the pruned weights' gradients to learn from: before_step removes them instead
+        self._masks_late = theta == 0 and framework.learns
+        self.identity_backward = theta == 1 or self._masks_late
+        self.rounding = max(self.rounding, framework.rounding)
         self._thresholds: list[Tensor] = []
 
     def scheduled_sparsity(self, step: int) -> float:
@@ -109,6 +112,7 @@ class Thresholding(Method):
         sparsity = self.schedule(step)
         self.active = sparsity > 0
         if self.active:
+            self.framework.update(weights, step)
             self._thresholds = self.framework.thresholds(weights, sparsity)
 
     def forward(self, index: int, weight: Tensor) -> Tensor:
@@ -117,8 +121,23 @@ class Thresholding(Method):
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
         return scale_pruned_gradient(grad, sparse_weight, self.theta) if self.active else grad
 
-    def expected_zeros(self, shapes: Sequence[Sequence[int]]) -> int:
-        return self.framework.zeros(shapes, self.sparsity)
+    def before_step(
+        self,
+        weights: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        groups: Sequence[Mapping[str, Any]],
+    ) -> None:
+        if not (self.active and self.framework.learns):
+            return
+        arrived = 1.0 if self._masks_late else self.theta
+        self.framework.learn(weights, gradients, groups, p=self.p, theta=self.theta, arrived=arrived)
+        if self._masks_late:  # after clipping, which therefore sees these gradients in full
+            for weight, grad, threshold in zip(weights, gradients, self._thresholds, strict=True):
+                if grad is not None:
+                    grad.masked_fill_((weight.abs() <= threshold) & (threshold > 0), 0)
+
+    def expected_zeros(self, shapes: Sequence[Sequence[int]]) -> int | None:
+        return self.framework.zeros(shapes, self.sparsity) if self.framework.reaches else None
 
     def thresholds(self) -> list[Tensor] | None:
         return self._thresholds if self.active else None
@@ -129,7 +148,14 @@ class Thresholding(Method):
             "theta": self.theta,
             "framework": type(self.framework).__name__,
             "schedule": repr(self.schedule),
+            **self.framework.settings(),
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.framework.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.framework.load_state_dict(state)
 
 
 class FixedMask(Method):

@@ -76,6 +76,13 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def cast_sparse(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """``weight`` in the floating type ``dtype``, in which its zeros, and no other weights, are zero."""
+    if weight.dtype == dtype:
+        return weight
+    return torch.where(weight == 0, weight, _narrow(weight, weight, dtype)).to(dtype)
+
+
 def _of_order(p: float, w: Tensor, magnitude: Tensor, threshold: Tensor) -> Tensor:
     """``w (1 - (1 - gap)^p)^(1/p)`` where ``magnitude = |w| > T``; anything elsewhere."""
     gap = (magnitude - threshold).div_(magnitude)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from feather.method import Method
+from feather.modifiers import Modifier
 from feather.operator import compute_dtype
 from feather.report import SparsityReport, sparsity_report
 from feather.selection import unwrap
@@ -38,6 +39,7 @@ class Sparsifier:
         step: optimizer steps taken.
         total_steps: optimizer steps of the whole run.
         method: the method, with its thresholds or masks.
+        modifier: what else changes the dense weights at each step, or None.
     """
 
     def __init__(
@@ -47,14 +49,16 @@ class Sparsifier:
         method: Method,
         parameters: Mapping[str, nn.Parameter],
         total_steps: int,
+        modifier: Modifier | None = None,
     ) -> None:
         self.method = method
+        self.modifier = modifier
         self.step = 0
         self.total_steps = total_steps
         self._names = list(parameters)
         self._parameters = list(parameters.values())
         self._tensors: list[Tensor] = [*self._parameters]  # the same list for calls that ask for plain tensors
-        self._idle = method.sparsity == 0  # a dense run: no second copy, no hooks
+        self._idle = method.sparsity == 0  # a dense run: no second copy, and no hooks but a modifier's
         self._dense = [p.detach() for p in self._parameters]
         if not self._idle:
             self._dense = [method.encode(index, weight).clone() for index, weight in enumerate(self._dense)]
@@ -66,12 +70,13 @@ class Sparsifier:
         self._finalized = False
         self._handles: list[RemovableHandle] = []
         self._check_finite(wait=True)
+        if not self._idle or modifier is not None:
+            self._handles += [
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+            ]
         if self._idle:
             return
-        self._handles += [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
         self._owners = _owners(unwrap(model), self._parameters)
         begins, ends = _LoadHook(self, Sparsifier._load_begins), _LoadHook(self, Sparsifier._load_ends)
         for module in unwrap(model).modules():
@@ -207,6 +212,7 @@ class Sparsifier:
             "step": self.step,
             "total_steps": self.total_steps,
             "settings": self.method.settings(),
+            "modifier": self._modifier_settings(),
             "dense": dict(zip(self._names, self._dense, strict=True)),
             "method": self.method.state_dict(),
         }
@@ -219,7 +225,12 @@ class Sparsifier:
         """
         self._refuse_finalized("load_state_dict")
         self._refuse_in_dense()
-        expected = {"format": _FORMAT, "total_steps": self.total_steps, "settings": self.method.settings()}
+        expected = {
+            "format": _FORMAT,
+            "total_steps": self.total_steps,
+            "settings": self.method.settings(),
+            "modifier": self._modifier_settings(),
+        }
         for key, value in expected.items():
             if state.get(key) != value:
                 raise ValueError(
@@ -245,6 +256,8 @@ class Sparsifier:
         if _is_inside(frame, self._step_frame):  # an optimizer whose step calls its base class's step
             return None
         self._step_frame = frame
+        if self._idle:
+            return None
         # by value now and then, and early: what a loop writes through `parameter.data` moves no version counter
         self._refuse_outside_changes(by_value=self.step % _CHECK_EVERY == 1)
         if self.step == self.total_steps:
@@ -263,12 +276,21 @@ class Sparsifier:
 
     @torch.no_grad()
     def _offer_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        if _skips(optimizer):
+            return
+        # a fused optimizer may be left to undo GradScaler's scale, a power of two: exact both ways
+        scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+        scaled = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        if scale is not None:
+            torch._foreach_div_(scaled, scale)
         groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
         self.method.before_step(
             self._dense,
             [parameter.grad for parameter in self._parameters],
             [groups[id(parameter)] for parameter in self._parameters],
         )
+        if scale is not None:
+            torch._foreach_mul_(scaled, scale)
 
     def _with_sparse(self, closure: Callable[[], Any], optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
         @functools.wraps(closure)
@@ -288,9 +310,13 @@ class Sparsifier:
         if sys._getframe(1) is not self._step_frame:
             return
         self._step_frame = None
+        skipped = _skips(optimizer)
+        if self.modifier is not None and not skipped:
+            self.modifier.after_step(optimizer)
+        if self._idle:
+            return
         self._take_parameters_as_dense()
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):  # GradScaler with a fused optimizer: the kernel skipped this step
+        if skipped:
             self._show_sparse()
             return
         self.step += 1
@@ -301,6 +327,9 @@ class Sparsifier:
         with torch.no_grad():
             self.method.update(self._dense, self.step)
         self._show_sparse()
+
+    def _modifier_settings(self) -> dict[str, Any] | None:
+        return None if self.modifier is None else self.modifier.settings()
 
     def _hook_gradients(self) -> None:
         """Register the gradient rule on every weight, frozen ones included: they may be unfrozen later."""
@@ -414,15 +443,30 @@ class Sparsifier:
             return
         if not self.method.active:  # nothing is pruned: the zeros are weights
             return
-        pruned = [w[p == 0].abs() for w, p in zip(self._dense, self._parameters, strict=True)]
-        largest = max((float(w.max()) for w in pruned if w.numel()), default=0.0)
-        smaller = sum(int((w.abs().double() < largest).sum()) for w in self._dense)
-        if not smaller < expected <= zeros:
+        if not 0 <= zeros - expected <= self._repeated_thresholds():
             size = sum(weight.numel() for weight in self._dense)
             raise RuntimeError(
                 f"{zeros} of {size} weights are zero where sparsity={self.method.sparsity} asks for {expected}; "
                 "equal magnitudes do not explain the difference."
             )
+
+    def _repeated_thresholds(self) -> int:
+        """Pruned weights beyond the first of the same magnitude as the largest one that their threshold prunes.
+
+        Training under a straight-through gradient gathers weights around the threshold: they are seldom, but really,
+        equal to the bit.
+        """
+        pruned = [w[p == 0].abs() for w, p in zip(self._dense, self._parameters, strict=True)]
+        thresholds = self.method.thresholds()
+        groups: dict[float, list[Tensor]] = {}
+        for index, magnitudes in enumerate(pruned):
+            groups.setdefault(0.0 if thresholds is None else float(thresholds[index]), []).append(magnitudes)
+        repeated = 0
+        for group in groups.values():
+            together = torch.cat(group)
+            if together.numel():
+                repeated += int((together == together.max()).sum()) - 1
+        return repeated
 
     def _refuse_finalized(self, call: str) -> None:
         if self._finalized:
@@ -481,6 +525,12 @@ class _LoadHook:
     def __reduce__(self) -> tuple[Any, ...]:
         # from the standard library alone, so that torch.save(model) loads where feather is not installed
         return getattr, (nullcontext(), "__exit__")
+
+
+def _skips(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step under way is one that GradScaler leaves a fused optimizer's kernel to skip."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
 
 
 def _is_inside(frame: FrameType | None, outer: FrameType | None) -> bool:

@@ -14,16 +14,22 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine import figures, tables  # noqa: E402
+from engine import comparisons, drawing, figures, grid, index, page, picture, plan, tables  # noqa: E402
+from engine.config import ConfigError  # noqa: E402
+from engine.grid import Experiment  # noqa: E402
 from engine.results import Cell, find_runs, group_cells, read_runs  # noqa: E402
 
 QUICKSTART = "quickstart"
+PROXY = "_proxy"
+OPERATOR = "operator_family"
 BEGIN, END = "<!-- results: made by scripts/report.py -->", "<!-- end of results -->"
 
 
@@ -32,7 +38,7 @@ class Products:
     """Everything that is made from one set of runs: texts and plotted data by their path."""
 
     texts: dict[Path, str]
-    plots: dict[Path, figures.Data]
+    plots: dict[Path, picture.Data]
 
     def write(self) -> list[Path]:
         """Write the files; returns their paths."""
@@ -41,7 +47,7 @@ class Products:
         for path, text in self.texts.items():
             path.write_text(text)
         for path, data in self.plots.items():
-            figures.save(figures.draw(data), path, data)
+            picture.save(drawing.draw(data), path, data)
         return [*self.texts, *self.plots]
 
     def stale(self) -> list[str]:
@@ -55,7 +61,7 @@ class Products:
         for path, data in self.plots.items():
             if not path.exists():
                 problems.append(f"{shown(path)} is missing: run scripts/report.py.")
-            elif figures.stored_hash(path) != figures.data_hash(data):
+            elif picture.stored_hash(path) != picture.data_hash(data):
                 problems.append(f"{shown(path)} is stale: run scripts/report.py.")
         return problems
 
@@ -78,32 +84,77 @@ def read_cells(directory: Path) -> tuple[list[Cell], list[str]]:
     return cells, unreadable + repeated
 
 
-def experiment_products(name: str, cells: list[Cell], out: Path) -> Products:
-    table = out / "tables" / f"{name}.md"
+@cache
+def declared(name: str) -> tuple[list[plan.Job], str]:
+    """The cells that conf/experiment declares for an experiment, with one seed, and the command that runs them.
+
+    No cells and "" where it declares no such experiment.
+
+    Raises:
+        ConfigError: its files contradict each other.
+    """
+    stem = name.removesuffix(PROXY)
+    if stem not in plan.experiments():
+        return [], ""
+    scale = ["scale=proxy"] if name.endswith(PROXY) else []
+    return plan.plan([stem], [*scale, "seed=0"]), " ".join(["python scripts/reproduce.py", stem, *scale])
+
+
+def assemble(name: str, cells: list[Cell]) -> tuple[Experiment, list[str]]:
+    """What was run of an experiment beside what it declares, and what is wrong with the declaration."""
+    from feather import default_framework
+
+    try:
+        jobs, command = declared(name)
+    except ConfigError as error:
+        return grid.experiment(name, cells), [f"What {name} declares cannot be told, only what was run: {error}"]
+    planned = [(job.overrides, job.config) for job in jobs]
+    return grid.experiment(name, cells, planned, command=command or None, framework_of=default_framework), []
+
+
+def compare(experiments: list[Experiment]) -> dict[str, list[comparisons.Comparison]]:
+    """Every experiment's cells with Feather's, which another experiment may hold."""
+    cells = [cell for experiment in experiments for cell in experiment.cells]
+    return {experiment.name: comparisons.with_feather(experiment.cells, cells) for experiment in experiments}
+
+
+def experiment_products(experiment: Experiment, compared: list[comparisons.Comparison], out: Path) -> Products:
+    table = out / "tables" / f"{experiment.name}.md"
     texts = {
-        table: tables.experiment_markdown(name, cells, link_from(table)),
-        table.with_suffix(".csv"): tables.experiment_csv(cells, link_from(table)),
+        table: tables.experiment_markdown(experiment, compared, link_from(table)),
+        table.with_suffix(".csv"): tables.experiment_csv(experiment, link_from(table)),
     }
-    plots = {
-        out / "figures" / f"{name}_{kind}.png": data
-        for kind, (make, _) in figures.FIGURES.items()
-        if (data := make(cells))
-    }
-    return Products(texts, plots)
+    if experiment.cells:
+        texts[table.with_name(f"{table.stem}_paired.csv")] = tables.paired_csv(compared)
+    return Products(texts, pictures(figures.plots(experiment.name, experiment.cells), out))
 
 
-def index_products(experiments: dict[str, list[Cell]], out: Path) -> Products:
-    measured = out / "benchmarks" / "training.json"
-    benchmark = json.loads(measured.read_text()) if measured.exists() else None
-    figures = {
-        name: [path.name for path in experiment_products(name, cells, out).plots] for name, cells in experiments.items()
+def pictures(plots: dict[str, picture.Data], out: Path) -> dict[Path, picture.Data]:
+    """Each figure in every format."""
+    return {out / "figures" / f"{stem}{suffix}": data for stem, data in plots.items() for suffix in picture.FORMATS}
+
+
+def index_products(
+    experiments: list[Experiment], compared: dict[str, list[comparisons.Comparison]], out: Path
+) -> Products:
+    measured, findings = out / "benchmarks" / "training.json", out / "FINDINGS.md"
+    shown_figures = {e.name: [f"{stem}.png" for stem in figures.plots(e.name, e.cells)] for e in experiments}
+    texts = {
+        out / "README.md": index.results_page(
+            experiments,
+            compared,
+            shown_figures,
+            json.loads(measured.read_text()) if measured.exists() else None,
+            findings.read_text() if findings.exists() else None,
+            f"{OPERATOR}.png",
+        ),
+        out / "index.html": page.html(experiments, compared, link_from(out / "index.html")),
     }
-    texts = {out / "README.md": tables.index_markdown(experiments, benchmark, figures)}
     front = out.parent / "README.md"
     if front.exists() and BEGIN in (text := front.read_text()):  # the project's README shows an overview
         before, rest = text.split(BEGIN, 1)
-        texts[front] = f"{before}{BEGIN}\n{tables.overview(experiments)}\n{END}{rest.split(END, 1)[1]}"
-    return Products(texts, {})
+        texts[front] = f"{before}{BEGIN}\n{index.overview(experiments)}\n{END}{rest.split(END, 1)[1]}"
+    return Products(texts, pictures({OPERATOR: figures.operator_data()}, out))
 
 
 def quickstart_products(cells: list[Cell], out: Path) -> Products:
@@ -114,7 +165,8 @@ def quickstart_products(cells: list[Cell], out: Path) -> Products:
         "FLOPs are multiply-accumulates per image, of non-zero weights alone.\n\n"
         f"{tables.markdown_rows(header, rows)}\n"
     )
-    texts = {out / "table.md": text, out / "table.csv": tables.experiment_csv(cells, link_from(out / "table.csv"))}
+    csv = tables.experiment_csv(grid.experiment(QUICKSTART, cells), link_from(out / "table.csv"))
+    texts = {out / "table.md": text, out / "table.csv": csv}
     plots = {out / "curve.png": data} if (data := figures.curve_data(cells)) else {}
     return Products(texts, plots)
 
@@ -151,13 +203,20 @@ def print_quickstart(cells: list[Cell], runs: Path) -> None:
     print(wandb_hint(runs))
 
 
-def orphans(out: Path, experiments: set[str]) -> list[str]:
-    """Generated tables of experiments without any run."""
-    left = [table for table in sorted((out / "tables").glob("*.md")) if table.stem not in experiments]
-    return [
+def orphans(out: Path, experiments: list[Experiment], made: Products) -> list[str]:
+    """Generated tables and pictures that belong to nothing any more."""
+    names = {experiment.name for experiment in experiments}
+    left = [table for table in sorted((out / "tables").glob("*.md")) if table.stem not in names]
+    problems = [
         f"{shown(table)} has no runs in results/runs: delete it and its figures."
         for table in left
         if table.read_text().startswith(tables.marker(f"results/runs/{table.stem}"))
+    ]
+    pictures = [path for path in sorted((out / "figures").glob("*")) if path not in made.plots]
+    return problems + [
+        f"{shown(path)} shows nothing that results/runs holds: delete it."
+        for path in pictures
+        if picture.stored_hash(path)
     ]
 
 
@@ -186,25 +245,49 @@ def main(arguments: list[str] | None = None) -> int:
             problems.append(
                 f"{name} has no runs in {shown(runs)}; there are: {', '.join(sorted(available)) or 'none'}."
             )
-    if not names and not available:
+    experiments, unreadable = read_experiments(runs, available, names)
+    problems += unreadable
+    compared = compare(experiments)
+    products = {e.name: experiment_products(e, compared[e.name], out) for e in experiments}
+    if not experiments and not names:
         print(f"No runs in {shown(runs)}: nothing to report.")
-    experiments: dict[str, list[Cell]] = {}
-    for name in sorted(available if not names else available & set(names)):
-        cells, damaged = read_cells(runs / name)
-        problems += damaged
-        misplaced = sorted({c.runs[0].result["experiment"] for c in cells} - {name})
-        if misplaced:
-            problems.append(
-                f"{shown(runs / name)} also holds runs of {', '.join(misplaced)}: one directory per experiment."
-            )
-        if cells:
-            experiments[name] = cells
-            problems += _finish(experiment_products(name, cells, out), options.check)
-    if not names and experiments:
-        problems += _finish(index_products(experiments, out), options.check)
+    elif not names:
+        products[""] = index_products(experiments, compared, out)
+    for name, made in products.items():
+        if not names or name in names:
+            problems += _finish(made, options.check)
     if options.check and not names:
-        problems += orphans(out, available)
+        everything = Products({}, {path: data for made in products.values() for path, data in made.plots.items()})
+        problems += orphans(out, experiments, everything)
     return _end(problems)
+
+
+def read_experiments(runs: Path, available: set[str], names: Sequence[str] = ()) -> tuple[list[Experiment], list[str]]:
+    """Every experiment that has runs or is declared, and what is wrong with their files.
+
+    Args:
+        runs: where they lie.
+        available: those with a directory there.
+        names: where given, only of these it is told what is declared; the others are read to compare with.
+    """
+    experiments, problems = [], []
+    for name in sorted(available | (set() if names else set(plan.experiments()))):
+        cells: list[Cell] = []
+        if name in available:
+            cells, damaged = read_cells(runs / name)
+            problems += damaged if not names or name in names else []
+            misplaced = sorted({c.runs[0].result["experiment"] for c in cells} - {name})
+            if misplaced:
+                problems.append(
+                    f"{shown(runs / name)} also holds runs of {', '.join(misplaced)}: one directory per experiment."
+                )
+        experiment, contradictions = (
+            (grid.experiment(name, cells), []) if names and name not in names else assemble(name, cells)
+        )
+        problems += contradictions
+        if experiment.declared:
+            experiments.append(experiment)
+    return experiments, problems
 
 
 def _quickstart(options: argparse.Namespace) -> list[str]:

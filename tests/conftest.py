@@ -12,6 +12,8 @@ for _name in (
     "WANDB_PROJECT",
     "WANDB_DIR",
     "WANDB_RUN_ID",
+    "WANDB_SWEEP_ID",
+    "WANDB_SWEEP_PARAM_PATH",
 ):
     os.environ.pop(_name, None)
 os.environ.setdefault("MPLBACKEND", "agg")

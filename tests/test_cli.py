@@ -30,9 +30,11 @@ MISTAKES = {
     "method=fether": ["method=fether is unknown", "feather"],
     "framework=gobal": ["framework=gobal is unknown", "global"],
     "experiment=cifar": ["experiment=cifar is unknown", "cifar100_table"],
-    "+experiment=first_p3": ["experiment", "write experiment=first_p3"],
+    "+experiment=first_three": ["experiment", "write experiment=first_three"],
     "method.p=0.5": ["method.p=0.5", "[1, inf]"],
     "method.theta=half": ["method.theta=half", "[0, 1] or auto"],
+    "method.theta=-0.1": ["method.theta=-0.1", "[0, 1] or auto"],
+    "method=rigl framework=global": ["framework='global'", "method='rigl'", "erk or uniform"],
     "method=gmp method.theta=1": ["theta=1", "method='gmp'"],
     "method=dense sparsity=0.9": ["method=dense", "sparsity=0.9", "leave one of them out"],
     "method.exclude=[nothing*]": ["'nothing*' matches no weight", "conv1.weight"],
@@ -82,6 +84,12 @@ def test_in_a_sweep_a_mistake_spares_the_other_jobs(tmp_path: Path) -> None:
     assert "sparsity=0.5" in read_json(result)["command"]
 
 
+def test_a_sweep_without_a_run_is_refused(tmp_path: Path) -> None:
+    ended = command("-m", "seed=range(0,0)", cwd=tmp_path)
+    assert ended.status == 1
+    assert ended.err == "seed=range(0,0) has no runs: give seed at least one value.\n"
+
+
 def test_a_run_dir_is_refused_for_a_sweep(tmp_path: Path) -> None:
     ended = command("run_dir=here", "-m", "seed=0,1", cwd=tmp_path)
     assert ended.status == 1
@@ -102,7 +110,7 @@ def test_help_answers_without_torch_and_lists_every_group() -> None:
     imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines() if line.startswith("import time")}
     assert "hydra" in imported
     assert not imported & {"torch", "numpy", "wandb", "torchvision", "feather"}
-    for group in (path for path in CONF.iterdir() if path.is_dir()):
+    for group in (path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"):  # hydra/: its launchers
         (line,) = [line for line in ended.stdout.splitlines() if line.startswith(f"{group.name}: ")]
         assert line == f"{group.name}: {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}"
     for word in ("sparsity=", "seed=", "run_dir=", "torchrun", "--cfg job"):

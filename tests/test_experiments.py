@@ -12,10 +12,12 @@ import torchvision
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from engine.config import prepare
+from engine.config import prepare, run_directory
+from engine.plan import experiments, plan
 from tests.train_helpers import CONF, compose, read_json, read_metrics
 
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+FOLDER = CONF / "experiment"
+EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))  # parts, too
 SIZES = ("trainer.max_steps=2", "trainer.batch_size=4", "trainer.log_every=1", "trainer.device=cpu", "logger=none")
 
 
@@ -58,11 +60,50 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_sweep_brings_up_valid_jobs() -> None:
-    for experiment in EXPERIMENTS:
-        for job in sweep(experiment):
-            cfg = prepare(compose(*job))
-            assert cfg.experiment_name != "default"
+def test_every_experiment_is_a_grid_of_possible_runs() -> None:
+    for experiment in experiments():
+        jobs = plan([experiment], ["seed=0", "model=resnet20"])  # composed, checked, and each tried on a method
+        assert jobs
+        assert all(job.config.experiment_name != "default" for job in jobs)
+
+
+@pytest.mark.parametrize("part", [name for name in EXPERIMENTS if "/" in name])
+def test_a_part_goes_into_the_table_of_its_experiment_and_differs_from_it(part: str) -> None:
+    def directories(name: str) -> set[Path]:
+        return {run_directory(prepare(compose(*job))) for job in sweep(name)}
+
+    main, own = directories(part.partition("/")[0]), directories(part)
+    assert {path.parent for path in own} == {path.parent for path in main}
+    assert not own & main
+
+
+# What the paper and the seed document ask for; a table may hold more.
+ASKED: dict[str, dict[str, set[str]]] = {
+    "cifar100_table": {
+        "model": {"resnet20", "mobilenet_v1", "densenet40_24"}, "sparsity": {"0", "0.9", "0.95", "0.98", "0.99"},
+        "method": {"feather", "ste", "soft_ste", "gmp", "st3", "spartan", "rigl"}, "seed": {"0", "1", "2"},
+    },
+    "cifar100_table/asl_plus": {"framework": {"asl_plus"}},
+    "imagenet_table": {"sparsity": {"0", "0.9", "0.95", "0.98", "0.99"}, "method": {"feather", "st3", "spartan"}},
+    "ablation_operator": {"method.p": {"inf", "1", "3", "15"}},
+    "ablation_theta": {"method.theta": {"0.0", "0.5", "1.0"}, "sparsity": {"0.9", "0.95", "0.98", "0.99"}},
+    "sensitivity": {"method.p": {"2.5", "3", "3.5"}, "method.theta": {"0.3", "0.5", "0.7", "0.9"}},
+    "mask_stability": {"method.theta": {"0.5", "1.0"}, "sparsity": {"0.9", "0.95", "0.98", "0.99"}},
+    "schedule": {"sparsity_schedule": {"cubic", "linear"}, "sparsity_schedule.end_fraction": {"0.25", "0.5", "0.75"}},
+    "schedule/one_shot": {"sparsity_schedule": {"one_shot"}},
+    "first_three": {"framework": {"global", "asl_plus"}, "method.theta": {"0.5", "0.8", "1.0"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", ASKED)
+def test_an_experiment_varies_what_it_was_asked_for(experiment: str) -> None:
+    found: dict[str, set[str]] = {}
+    for job in sweep(experiment):
+        for override in job[1:]:
+            key, _, value = override.partition("=")
+            found.setdefault(key, set()).add(value)
+    for key, values in ASKED[experiment].items():
+        assert values <= found[key]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -70,13 +111,15 @@ def test_every_experiment_runs(experiment: str, data: Path, tmp_path: Path, monk
     import train
 
     monkeypatch.chdir(tmp_path)
-    seen = set()
-    for job in sweep(experiment):
+    seen: set[str] = set()
+    jobs = sweep(experiment)
+    for job in jobs:
         chosen = prepare(compose(*job))
-        network = (chosen.model.name, chosen.sparsity == 0)
-        if network in seen:  # each network sparse, and dense where the experiment has it
+        if chosen.model.name in seen or (chosen.sparsity == 0 and len(jobs) > 1):
             continue
-        seen.add(network)
+        if seen and experiment != "cifar100_table":  # which has every network that the others have
+            continue
+        seen.add(chosen.model.name)
         sizes = [*SIZES, "dataset.workers=0", f"dataset.root={data}", f"run_dir={len(seen)}"]
         if chosen.dataset.name.startswith("imagenet"):
             sizes.append("dataset.image_size=32")
@@ -86,6 +129,7 @@ def test_every_experiment_runs(experiment: str, data: Path, tmp_path: Path, monk
         assert (result["model"], result["dataset"]) == (chosen.model.name, chosen.dataset.name)
         assert result["method"] == chosen.method.name
         assert result["target_sparsity"] == chosen.sparsity
-        assert result["achieved_sparsity"] == pytest.approx(chosen.sparsity, abs=1e-4)
+        if chosen.method.name != "str" and chosen.framework.name != "asl":  # theirs is learned: far off after two steps
+            assert result["achieved_sparsity"] == pytest.approx(chosen.sparsity, abs=1e-4)
         assert [record["step"] for record in read_metrics(run)] == [1, 2]
     assert seen

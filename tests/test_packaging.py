@@ -73,7 +73,8 @@ def test_the_lock_satisfies_pyproject() -> None:
 def test_conda_and_pip_ask_for_the_same() -> None:
     entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     conda = {}
-    for entry in entries:
+    from_pip = [line for entry in entries if isinstance(entry, dict) for line in entry["pip"] if line != "-e ."]
+    for entry in [*entries, *from_pip]:
         if isinstance(entry, str) and not entry.startswith("python=") and entry != "pip":
             requirement = Requirement(entry)
             conda[canonicalize_name(CONDA_NAMES.get(requirement.name, requirement.name))] = str(requirement.specifier)

@@ -11,12 +11,10 @@ def test_an_edited_number_in_the_readme_is_noticed(tmp_path, monkeypatch, capsys
     readme = report.ROOT / "README.md"
     copied = tmp_path / "README.md"
     copied.write_text(readme.read_text().replace(report.END, "| 99.99 (3) |\n" + report.END))
-    for name in ("runs", "tables", "figures", "benchmarks", "README.md"):
-        source = report.ROOT / "results" / name
-        if source.exists():
-            (tmp_path / "results").mkdir(exist_ok=True)
-            (tmp_path / "results" / name).symlink_to(source)
+    (tmp_path / "results").mkdir()
+    for source in (report.ROOT / "results").iterdir():
+        (tmp_path / "results" / source.name).symlink_to(source)
     assert (
         report.main(["--check", "--runs", str(report.ROOT / "results/runs"), "--out", str(tmp_path / "results")]) == 1
     )
-    assert "README.md is stale" in capsys.readouterr().err
+    assert f"{copied} is stale" in capsys.readouterr().err

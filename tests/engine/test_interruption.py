@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 import torch
@@ -57,3 +58,21 @@ def test_processes_stop_together_at_a_step_they_agree_on(monkeypatch: pytest.Mon
         assert stop.requested(16)
         assert stop.reason == "another process is stopping"
     assert wishes == [0.0]
+
+
+@pytest.mark.parametrize(("end", "called"), [(SystemExit(75), [signal.SIGUSR2]), (ValueError("x"), []), (None, [])])
+def test_whoever_listened_before_hears_of_the_signal_once_the_run_has_stopped_for_it(
+    end: BaseException | None, called: list[int]
+) -> None:
+    heard: list[int] = []
+    previous = signal.signal(signal.SIGUSR2, lambda number, _: heard.append(number))  # as submitit does, to requeue
+    try:
+        with suppress(SystemExit, ValueError), Interruption(None, ALONE) as stop:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert stop.requested(1)
+            assert heard == []
+            if end is not None:
+                raise end
+        assert heard == called
+    finally:
+        signal.signal(signal.SIGUSR2, previous)

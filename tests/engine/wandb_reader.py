@@ -78,3 +78,39 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
                 {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.summary.update}
             )
     return found
+
+
+def read_about(folder: str | Path) -> Any:
+    """What the run is: ``run_id``, ``sweep_id``, ``project``, ``run_group``, ``job_type``, ``tags``, ..."""
+    return next(record.run for record in read_records(folder) if record.HasField("run"))
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration that W&B shows, without its own notes."""
+    items = read_about(folder).config.update
+    return {item.key: json.loads(item.value_json) for item in items if item.key != "_wandb"}
+
+
+def read_charts(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The definition of every custom chart that was logged, by its key."""
+    found = {}
+    for record in read_records(folder):
+        for item in record.config.update if record.HasField("config") else ():
+            if list(item.nested_key[:2]) == ["_wandb", "visualize"]:
+                found[item.nested_key[2]] = json.loads(item.value_json)["panel_config"]
+    return found
+
+
+def read_tables(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of every table that was logged, by its key; one that was logged twice fails."""
+    files, found = {}, {}
+    for entry in read_history(folder):
+        for key, value in entry.items():
+            if key.endswith("/path") and str(value).endswith(".table.json"):
+                assert key not in files, f"{key} was logged twice"
+                files[key] = value
+    for key, name in files.items():
+        (path,) = Path(folder).glob(f"**/offline-run-*/files/{name}")
+        content = json.loads(path.read_text())
+        found[key.removesuffix("/path")] = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+    return found

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 import feather
 from feather.baselines.rigl import drop_and_grow
+from feather.baselines.spartan import solve_shift
 
-BASELINES = ["st3", "st3_sigma", "sr_ste", "rigl", "set", "acdc", "topkast"]
+BASELINES = ["st3", "st3_sigma", "sr_ste", "rigl", "set", "acdc", "topkast", "spartan", "powerprop"]
 
 
 def build(seed=0):
@@ -55,22 +56,23 @@ def test_the_final_count_of_zeros_is_the_rules(method, sparsity):
     assert expected / 10160 == pytest.approx(sparsity, abs=1e-3)
 
 
-@pytest.mark.parametrize("method", BASELINES)
-def test_resuming_in_mid_schedule_gives_the_same_bits(method):
+@pytest.mark.parametrize("stop", [13, 34])
+@pytest.mark.parametrize("method", [*BASELINES, "str"])
+def test_resuming_in_mid_schedule_gives_the_same_bits(method, stop):
     whole = build()
     optimizer, _ = start(method, whole)
     train(whole, optimizer, range(40))
 
     first = build()
     optimizer, sparsifier = start(method, first)
-    train(first, optimizer, range(13))
+    train(first, optimizer, range(stop))
     saved = copy.deepcopy((first.state_dict(), optimizer.state_dict(), sparsifier.state_dict()))
     second = build(seed=1)
     optimizer, sparsifier = start(method, second)
     second.load_state_dict(saved[0])
     optimizer.load_state_dict(saved[1])
     sparsifier.load_state_dict(saved[2])
-    train(second, optimizer, range(13, 40))
+    train(second, optimizer, range(stop, 40))
     for mine, theirs in zip(second.parameters(), whole.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -238,9 +240,215 @@ def test_set_grows_elsewhere_than_rigl():
         ("st3_sigma", {"framework": "erk"}, ("framework='erk'", "global")),
         ("st3", {"p": 3}, ("p=3", "p=1.0")),
         ("rigl", {"theta": 0.5}, ("theta=0.5", "no theta")),
+        ("spartan", {"framework": "erk"}, ("framework='erk'", "uses global")),
+        ("spartan", {"p": 2}, ("p=2", "no p")),
+        ("str", {"framework": "global"}, ("framework='global'", "uses thresholds of its own")),
+        ("str", {"theta": 1}, ("theta=1", "no theta")),
+        ("powerprop", {"p": 3}, ("p=3", "p=inf")),
     ],
 )
 def test_what_does_not_go_with_a_method_is_refused(method, options, names):
     with pytest.raises(ValueError, match="does not go with") as error:
         start(method, build(), **options)
     assert all(name in str(error.value) for name in names)
+
+
+# ---- GradScaler with a fused optimizer, whose kernel undoes the scale ------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["rigl", "spartan", "sr_ste", "str", "topkast"])
+def test_a_scale_that_the_optimizer_undoes_changes_nothing(method):
+    results = []
+    for scaled in (False, True):
+        model = build()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
+        feather.create(method, model, optimizer, sparsity=0.8, total_steps=12)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+        for step in range(12):
+            images, labels = batch(step)
+            optimizer.zero_grad()
+            scaler.scale(F.cross_entropy(model(images), labels)).backward()
+            if scaled and step == 3:
+                model[2].weight.grad[0, 0] = math.inf
+                scaler.step(optimizer)  # skipped, and this batch is taken once more
+                scaler.update(2.0**10)
+                optimizer.zero_grad()
+                scaler.scale(F.cross_entropy(model(images), labels)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append([parameter.detach().clone() for parameter in model.parameters()])
+    for plain, other in zip(*results, strict=True):
+        torch.testing.assert_close(plain, other)
+
+
+# ---- Spartan ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [1, 20, 500, 980, 999])
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 10.0, 300.0])
+@pytest.mark.parametrize("start", [-100.0, 0.0, 100.0])
+def test_spartans_mask_sums_to_its_budget(budget, sharpness, start):
+    scores = sharpness * torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).abs()
+    shift = solve_shift(scores, budget, torch.tensor(start), tolerance=1e-9)
+    assert float((scores - shift).sigmoid().sum()) == pytest.approx(budget, rel=1e-8)
+
+
+def spartan(step, sparsity=0.7, total_steps=100, dtype=torch.float64):
+    """A method that stands after ``step`` steps, and the weights of two layers."""
+    generator = torch.Generator().manual_seed(3)
+    weights = [0.1 * torch.randn(shape, generator=generator, dtype=dtype) for shape in ((7, 5), (4, 6))]
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = feather.create("spartan", model, optimizer, sparsity=sparsity, total_steps=total_steps).method
+    method.update(weights, step)
+    return method, weights
+
+
+@pytest.mark.parametrize("step", [5, 30, 79])
+def test_spartans_gradient_is_that_of_the_soft_mask_under_its_budget(step):
+    method, weights = spartan(step)
+    scale = float(method._scale)
+    budget = 59 - feather.zeros_at(method.scheduled_sparsity(step), 59)
+    assert scale == pytest.approx((1 + 9 * step / 80) / float(method.thresholds()[0]))
+    generator = torch.Generator().manual_seed(4)
+    upstream = [torch.randn(w.shape, generator=generator, dtype=torch.float64) for w in weights]
+
+    def loss(*ws):  # what the cut would see, with gradient ``upstream``
+        scores = scale * torch.cat([w.abs().flatten() for w in ws])
+        shift = solve_shift(scores.detach(), budget, torch.tensor(0.0), tolerance=1e-14)
+        return sum((g * w * (scale * w.abs() - shift).sigmoid()).sum() for g, w in zip(upstream, ws, strict=True))
+
+    gradients = [g.clone() for g in upstream]
+    method.before_step(weights, gradients, [])
+    for layer, gradient in enumerate(gradients):
+        for position in ((0, 0), (1, 3), (3, 2)):
+            difference = []
+            for sign in (1, -1):
+                moved = [w.clone() for w in weights]
+                moved[layer][position] += sign * 1e-6
+                difference.append(float(loss(*moved)))
+            expected = (difference[0] - difference[1]) / 2e-6
+            assert float(gradient[position]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_spartan_shows_the_hard_top_k_of_the_softly_masked_weights():
+    method, weights = spartan(step=40)
+    shown = torch.cat([method.forward(i, w).flatten() for i, w in enumerate(weights)])
+    dense = torch.cat([w.flatten() for w in weights])
+    masked = dense * (method._scale * dense.abs() - method._shift).sigmoid()
+    kept = masked.abs().topk(59 - feather.zeros_at(0.7, 59)).indices
+    assert sorted(kept.tolist()) == shown.nonzero().flatten().tolist()
+    torch.testing.assert_close(shown[kept], masked[kept])
+
+
+def test_spartans_budget_falls_in_a_fifth_of_the_steps_and_its_mask_is_frozen_for_the_last_fifth():
+    model = build()
+    optimizer, sparsifier = start("spartan", model, total_steps=40)
+    method = sparsifier.method
+    assert [method.scheduled_sparsity(step) for step in (0, 4, 8, 40)] == [0, 0.45, 0.9, 0.9]
+    train(model, optimizer, range(31))
+    assert not method.frozen
+    before = sparsifier.masks()
+    train(model, optimizer, range(31, 32))
+    assert method.frozen
+    assert 0 < sparsifier.mask_change(before) < 0.1
+    masks, frozen = sparsifier.masks(), [mask.clone() for mask in method.frozen]
+    assert all(0 < float(mask[mask > 0].min()) < 1 for mask in frozen)  # soft still: freezing makes no jump
+    train(model, optimizer, range(32, 40))
+    assert sparsifier.mask_change(masks) == 0
+    assert all(map(torch.equal, method.frozen, frozen))
+    with sparsifier.dense():
+        dense = model[5].weight.detach().clone()
+    torch.testing.assert_close(model[5].weight.detach(), dense * frozen[2])
+    sparsifier.finalize()
+
+
+# ---- STR -------------------------------------------------------------------------------------------------------------
+
+
+def test_strs_gradients_are_autograds():
+    model = build().double()
+    _, sparsifier = start("str", model)
+    method = sparsifier.method
+    method.s = torch.tensor([-2.5, -3.5, -4.0], dtype=torch.float64)
+    with sparsifier.dense():
+        for weight in feather.prunable_parameters(model).values():
+            weight.data *= 1.01  # a change, so that the thresholds are taken anew
+        dense = {n: p.detach().clone().requires_grad_() for n, p in feather.prunable_parameters(model).items()}
+    s = method.s.clone().requires_grad_()
+    shown = {n: w.sign() * (w.abs() - t).relu() for (n, w), t in zip(dense.items(), s.sigmoid(), strict=True)}
+    images, labels = batch(0)
+    output = torch.func.functional_call(model, shown, (images.double(),))
+    F.cross_entropy(output, labels).backward()
+    F.cross_entropy(model(images.double()), labels).backward()
+    parameters = feather.prunable_parameters(model)
+    for name, weight in dense.items():
+        torch.testing.assert_close(parameters[name].detach(), shown[name].detach())
+        torch.testing.assert_close(parameters[name].grad, weight.grad)
+    ours = method.s_gradient([w.detach() for w in dense.values()], [p.grad for p in parameters.values()])
+    torch.testing.assert_close(ours, s.grad)
+    assert (s.grad != 0).all()
+
+
+def test_strs_thresholds_are_trained_with_the_weights_learning_rate_and_momentum():
+    model = build()
+    groups = [{"params": [model[0].weight], "lr": 0.2}, {"params": [model[2].weight, model[5].weight]}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.5)
+    method = feather.create("str", model, optimizer, sparsity=0.9, total_steps=200).method
+    method.s, method._behind = torch.tensor([-2.0, -2.5, -3.0]), torch.tensor(0.25)
+    gradients = [torch.ones_like(p) for p in (model[0].weight, model[2].weight, model[5].weight)]
+    weights = [g.clone() for g in gradients]
+    sums = torch.tensor([float(g.sum()) for g in gradients])
+    options = [optimizer.param_groups[i] for i in (0, 1, 1)]
+    lr, momentum, expected = torch.tensor([0.2, 0.1, 0.1]), torch.zeros(3), method.s
+    for _ in range(3):
+        t = expected.sigmoid()
+        momentum = 0.5 * momentum - t * (1 - t) * sums
+        expected = expected - lr * (momentum + 0.06 / 0.2 * 0.25 * expected)
+        method.before_step(weights, gradients, options)
+        torch.testing.assert_close(method.s, expected)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+def test_str_comes_near_its_target_in_a_short_run_and_reports_what_it_reached(sparsity):
+    model = build()
+    optimizer, sparsifier = start("str", model, total_steps=100, sparsity=sparsity)
+    assert sparsifier.report().sparsity < 0.01
+    train(model, optimizer, range(100))
+    assert sparsifier.method.expected_zeros([]) is None
+    report = sparsifier.finalize()
+    assert report.sparsity == pytest.approx(sparsity, abs=0.05)
+    assert len({layer.threshold for layer in report.layers}) == 3
+
+
+# ---- Powerpropagation ------------------------------------------------------------------------------------------------
+
+
+def test_powerpropagation_starts_with_the_networks_own_weights_and_trains_their_roots():
+    model, own = build(), build()
+    _, sparsifier = start("powerprop", model)
+    for mine, theirs in zip(model.parameters(), own.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-8)
+    with sparsifier.dense():
+        v = model[5].weight.detach().clone()
+    torch.testing.assert_close(v, own[5].weight.sign() * own[5].weight.abs() ** 0.8)
+    own.load_state_dict(build(seed=9).state_dict())
+    model.load_state_dict(own.state_dict())
+    torch.testing.assert_close(model[5].weight, own[5].weight, rtol=1e-5, atol=1e-8)
+    with sparsifier.dense():
+        torch.testing.assert_close(model[5].weight.detach(), own[5].weight.sign() * own[5].weight.abs() ** 0.8)
+
+
+def test_powerpropagations_gradient_is_the_chain_rules_on_kept_weights():
+    model = build().double()
+    _, sparsifier = start("powerprop", model, schedule="one_shot", sparsity=0.6)
+    with sparsifier.dense():
+        v = {n: p.detach().clone().requires_grad_() for n, p in feather.prunable_parameters(model).items()}
+    kept = {n: p.detach() != 0 for n, p in feather.prunable_parameters(model).items()}
+    shown = {n: torch.where(kept[n], p * p.abs() ** 0.25, 0) for n, p in v.items()}
+    images, labels = batch(0)
+    F.cross_entropy(torch.func.functional_call(model, shown, (images.double(),)), labels).backward()
+    F.cross_entropy(model(images.double()), labels).backward()
+    for name, parameter in feather.prunable_parameters(model).items():
+        torch.testing.assert_close(parameter.grad, v[name].grad)
+        assert (parameter.grad[~kept[name]] == 0).all()

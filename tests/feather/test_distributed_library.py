@@ -126,3 +126,17 @@ def test_data_parallel_and_nested_wrappers_train_the_inner_model():
     sparsifier = feather.create("feather", model, optimizer, sparsity=0.9, total_steps=4)
     loop(model, optimizer, make_batches(4))
     assert [layer.name for layer in sparsifier.finalize().layers] == NAMES
+
+
+def test_sharded_weights_are_refused(tmp_path):
+    from torch.distributed.fsdp import fully_shard
+
+    store = dist.FileStore(str(tmp_path / "rendezvous"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = fully_shard(make_model(), mesh=dist.init_device_mesh("cpu", (1,)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with pytest.raises(ValueError, match="is sharded over processes .* use DistributedDataParallel"):
+            feather.create("feather", model, optimizer, sparsity=0.9, total_steps=4)
+    finally:
+        dist.destroy_process_group()

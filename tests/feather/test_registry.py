@@ -86,6 +86,9 @@ def test_every_listed_method_trains_to_its_target():
             model(torch.randn(3, 6)).square().mean().backward()
             optimizer.step()
         expected = sparsifier.method.expected_zeros([(5, 6), (4, 5)])
+        if expected is None:  # steered, not controlled: it says what it has reached
+            assert sparsifier.finalize().prunable == 50
+            continue
         assert expected in (feather.zeros_at(sparsity, 50), feather.zeros_at(sparsity, 50) - 1)  # whole, or by layer
         assert sparsifier.finalize().zeros == expected
 

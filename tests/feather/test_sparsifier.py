@@ -288,6 +288,20 @@ def test_ties_at_the_threshold_are_no_missed_target():
     assert sparsifier.finalize().zeros == 90
 
 
+def test_ties_in_one_layer_are_no_missed_target_where_every_layer_has_its_threshold():
+    model = make_model()
+    with torch.no_grad():
+        order = model[2].weight.abs().flatten().argsort()
+        model[2].weight.view(-1)[order[64]] = model[2].weight.view(-1)[
+            order[63]
+        ]  # the first kept equals the last pruned
+    _, _, sparsifier = setup(model=model, sparsity=0.5, schedule="one_shot", framework="uniform")
+    expected = sum(
+        feather.zeros_at(0.5, weight.numel()) for weight in (model[0].weight, model[2].weight, model[4].weight)
+    )
+    assert sparsifier.finalize().zeros == expected + 1
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.3])
 def test_weights_that_start_at_zero_are_no_missed_target(sparsity):
     model = make_model()
@@ -674,7 +688,7 @@ def test_closures_see_sparse_weights(name, keyword):
 
         def closure(x=x, y=y):
             # thresholds stand still inside one step, so a trial's count may move; dense weights have no zero at all
-            assert zeros(model) > 0.3 * SIZE
+            assert zeros(model) > 0
             optimizer.zero_grad()
             loss = nn.functional.mse_loss(model(x), y)
             loss.backward()

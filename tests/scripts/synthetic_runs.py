@@ -1,6 +1,7 @@
 """Made-up finished runs in the format that train.py leaves."""
 
 import json
+import math
 from pathlib import Path
 
 import yaml
@@ -21,7 +22,10 @@ def write_run(
     top1: float = 60.0,
     epochs: int = 4,
     precision: str = "fp32",
-    theta: str = "auto",
+    theta: str | float = "auto",
+    p: float | None = 3.0,
+    label: str = "",
+    mask_change: float = 0.01,
     config: dict | None = None,
     **overrides: object,
 ) -> Path:
@@ -29,8 +33,9 @@ def write_run(
     directory = root / experiment / f"{model}-{dataset}-{method}-{sparsity:g}-{seed}-{abs(hash_of(locals())):08x}"
     directory.mkdir(parents=True)
     layers = []
+    flatter = 0.5 if framework == "asl_plus" else 1.0  # so that frameworks differ layer by layer
     for depth, (name, size) in enumerate(LAYERS):
-        zeros = int(size * sparsity ** (2 - depth / 4)) if depth else int(size * sparsity / 2)
+        zeros = int(size * sparsity ** (2 - flatter * depth / 4)) if depth else int(size * sparsity / 2)
         layers.append({"name": name, "size": size, "zeros": zeros})
     prunable = sum(layer["size"] for layer in layers)
     nonzeros = prunable - sum(layer["zeros"] for layer in layers)
@@ -41,8 +46,8 @@ def write_run(
         "dataset": dataset,
         "method": method,
         "framework": framework,
-        "p": 3.0,
-        "theta": 0.5 if sparsity > 0.95 else 1.0,
+        "p": p if p is None or math.isfinite(p) else "inf",
+        "theta": (0.5 if sparsity > 0.95 else 1.0) if theta == "auto" else theta,
         "seed": seed,
         "epochs": epochs,
         "batch_size": 128,
@@ -66,7 +71,7 @@ def write_run(
         "dirty": False,
         "config_hash": f"{abs(hash_of(locals())):08x}",
         "command": "python train.py",
-        "label": "",
+        "label": label,
         "model_sha256": "0" * 64,
     } | overrides
     settings = {
@@ -75,7 +80,7 @@ def write_run(
         "sparsity": sparsity,
         "model": {"name": model, "pretrained": False, "weights": None, "options": {}},
         "dataset": {"name": dataset},
-        "method": {"name": method, "p": 3, "theta": theta},
+        "method": {"name": method, "p": p, "theta": theta},
         "framework": {"name": framework},
         "optimizer": {"lr": 0.1},
         "trainer": {"epochs": epochs, "batch_size": 128, "precision": "auto"},
@@ -96,11 +101,36 @@ def write_run(
                 "val/top1": top1 * (1 - 0.5**epoch),
                 "val/loss": 1.5,
                 "sparsity/global": zeros,
-                "sparsity/target": zeros,
+                "sparsity/target": min(1.0, 2 * epoch / epochs) * sparsity,
+                "sparsity/mask_change": mask_change * 0.5**epoch,
             }
         )
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return directory
+
+
+def write_comparison(root: Path, experiment: str = "table", seeds: int = 3, **settings: object) -> None:
+    """Several methods, frameworks and thetas at four sparsities beside the dense run, each with `seeds` seeds."""
+    rows = [
+        {"method": "feather"},
+        {"method": "feather", "framework": "asl_plus", "shift": 0.4},
+        {"method": "feather", "theta": 1.0, "shift": -0.5, "mask_change": 0.04},
+        {"method": "feather", "theta": 0.3, "shift": -0.9, "mask_change": 0.005},
+        {"method": "ste", "p": math.inf, "theta": 1.0, "shift": -1.0},
+        {"method": "gmp", "p": math.inf, "theta": 0.0, "shift": -2.5, "mask_change": 1e-4},
+        {"method": "st3", "p": 1.0, "theta": 1.0, "shift": -1.5},
+        {"method": "acdc", "p": None, "theta": None, "shift": 0.1},
+    ]
+    for seed in range(seeds):
+        write_run(
+            root, experiment=experiment, method="dense", sparsity=0.0, seed=seed, top1=70 + 0.2 * seed, **settings
+        )
+        for sparsity, base in ((0.9, 69.0), (0.95, 67.0), (0.98, 62.0), (0.99, 54.0)):
+            for i, row in enumerate(rows):
+                own = {key: value for key, value in row.items() if key != "shift"}
+                noise = 0.3 * math.sin(7 * seed + 3 * i + 100 * sparsity)
+                top1 = round(base + row.get("shift", 0.0) * (1 + 10 * (sparsity - 0.9)) + 0.2 * seed + noise, 2)
+                write_run(root, experiment=experiment, sparsity=sparsity, seed=seed, top1=top1, **own, **settings)
 
 
 def hash_of(values: dict) -> int:

@@ -4,13 +4,23 @@ import json
 import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from engine import figures
+from engine import drawing, figures, grid, picture
 from engine.results import ResultError, find_runs, group_cells, read_result, read_runs, row_names
 from scripts import collect, report
-from tests.scripts.synthetic_runs import write_run
+from tests.scripts.synthetic_runs import write_comparison, write_run
+
+
+@pytest.fixture(autouse=True)
+def nothing_declared(monkeypatch):
+    """Made-up runs beside no declared grid, unless a test asks for one."""
+    monkeypatch.setattr(report.plan, "experiments", list)
+    report.declared.cache_clear()
+    yield
+    report.declared.cache_clear()
 
 
 def cells_of(root):
@@ -58,19 +68,22 @@ def test_links_lead_to_the_evidence(tree):
     run_report(tree)
     table = tree / "results/tables/table.md"
     links = [part.split(")")[0] for part in table.read_text().split("](")[1:]]
-    assert len(links) == 5
+    assert len(set(links)) == 5
     assert all((table.parent / link).is_file() and not Path(link).is_absolute() for link in links)
 
 
 def test_output_is_the_same_twice_and_for_any_order(tree):
     run_report(tree)
     files = sorted(path for kind in ("tables", "figures") for path in (tree / "results" / kind).iterdir())
+    kinds = ("operator_family", "table_curve", "table_layers", "table_mask", "table_training")
     assert [path.name for path in files] == [
-        *("table_curve.png", "table_layers.png", "table_training.png"),
-        *("table.csv", "table.md"),
+        *(f"{kind}{suffix}" for kind in kinds for suffix in (".png", ".svg")),
+        *("table.csv", "table.md", "table_paired.csv"),
     ]
+    files += [tree / "results/index.html", tree / "results/README.md"]
     before = [path.read_bytes() for path in files]
-    run_report(tree, "table")
+    assert not any(str(tree).encode() in content for content in before)  # no path of this machine
+    run_report(tree)
     assert [path.read_bytes() for path in files] == before
 
 
@@ -85,6 +98,8 @@ def test_check_turns_stale_when_one_number_changes(tree, capsys):
     told = capsys.readouterr().err
     assert "table.csv is stale" in told
     assert "table_curve.png is stale" in told
+    assert "table_curve.svg is stale" in told
+    assert "index.html is stale" in told
     assert "table_layers" not in told
     assert run_report(tree) == 0
     assert run_report(tree, "--check") == 0
@@ -93,12 +108,17 @@ def test_check_turns_stale_when_one_number_changes(tree, capsys):
 def test_check_names_missing_and_left_over_files(tree, capsys):
     run_report(tree)
     (tree / "results/figures/table_layers.png").unlink()
+    (tree / "results/figures/old_curve.svg").write_bytes((tree / "results/figures/table_curve.svg").read_bytes())
+    (tree / "results/figures/photograph.svg").write_text("<svg>drawn by hand</svg>")
     (tree / "results/tables/throughput.md").write_text("made by something else\n")
     assert run_report(tree, "--check") == 1
     told = capsys.readouterr().err
     assert "table_layers.png is missing" in told
     assert "throughput" not in told
+    assert "old_curve.svg shows nothing" in told
+    assert "photograph" not in told
     shutil.rmtree(tree / "results/runs/table")
+    assert run_report(tree, "--check") == 1
     assert run_report(tree, "--check") == 1
     assert "table.md has no runs" in capsys.readouterr().err
 
@@ -126,7 +146,7 @@ def test_theta_rule_is_one_row_with_the_value_used_in_each_cell(tmp_path):
     write_run(tmp_path, sparsity=0.98, theta="0.5")
     cells, _ = cells_of(tmp_path)
     assert [(c.setting.theta, c.sparsity) for c in cells] == [("0.5", 0.98), ("auto", 0.9), ("auto", 0.98)]
-    text = report.experiment_products("x", cells, tmp_path).texts[tmp_path / "tables/x.md"]
+    text = report.experiment_products(grid.experiment("x", cells), [], tmp_path).texts[tmp_path / "tables/x.md"]
     assert "| 1 (auto) | 90 % |" in text
     assert "| 0.5 (auto) | 98 % |" in text
 
@@ -181,6 +201,116 @@ def test_incomplete_evidence_is_named(tree, capsys):
     assert "| 98 % |" in (tree / "results/tables/table.md").read_text()  # the rest is made
 
 
+def test_files_of_two_runs_in_one_directory_are_named(tree, capsys):
+    first, second = find_runs(tree)[:2]
+    (second / "config.yaml").write_bytes((first / "config.yaml").read_bytes())
+    assert run_report(tree) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "mixes two runs" in told
+    assert second.name in told
+
+
+def test_a_run_of_another_experiment_is_named_and_kept(tree, capsys):
+    stray = write_run(tree / "elsewhere", experiment="other", method="ste", top1=55.0)
+    shutil.copytree(stray, tree / "results/runs/table" / stray.name)
+    assert run_report(tree) == 1
+    assert "also holds runs of other" in capsys.readouterr().err
+    assert "| ste | - | 55.00 (1) |" in (tree / "results/tables/table.md").read_text()
+
+
+def test_declared_cells_without_evidence_are_not_run_and_say_their_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report.plan, "experiments", lambda: ["quickstart"])
+    overrides = {"experiment": "quickstart", "dataset": "digits", "config": {"optimizer": {"lr": 0.5}}}
+    write_run(tmp_path / "results/runs", sparsity=0.9, top1=97.0, **overrides)  # other settings than declared
+    assert run_report(tmp_path) == 0
+    text = (tmp_path / "results/tables/quickstart.md").read_text()
+    declared_row = next(line for line in text.splitlines() if "not run | not run" in line)
+    assert declared_row.count("not run") == 5  # dense is a row of its own
+    assert "97.00 (1)" not in declared_row
+    assert "Not run: 6 of 7 cells" in text
+    assert "python scripts/reproduce.py quickstart" in text
+    lines = (tmp_path / "results/tables/quickstart.csv").read_text().splitlines()
+    commands = [line for line in lines if "python train.py experiment=quickstart" in line]
+    assert len(commands) == 6
+    assert any("sparsity=0.995" in line and ",not run,0.995,0," in line for line in commands)
+    assert "not run" in (tmp_path / "results/README.md").read_text()
+    assert run_report(tmp_path, "--check") == 0
+
+
+def test_an_experiment_that_is_declared_and_was_never_run_has_its_table(tree, monkeypatch):
+    monkeypatch.setattr(report.plan, "experiments", lambda: ["imagenet_resnet50"])
+    assert run_report(tree) == 0
+    text = (tree / "results/tables/imagenet_resnet50.md").read_text()
+    assert re.search(r"\| feather \| 90 % \| not run \| 76\.93 \| - \| paperswithcode board of the paper \| - \|", text)
+    page = (tree / "results/README.md").read_text()
+    assert "## Declared, not run" in page
+    assert "[imagenet_resnet50](tables/imagenet_resnet50.md)" in page
+
+
+def test_a_declaration_that_contradicts_itself_costs_a_sentence_and_no_table(tree, monkeypatch, capsys):
+    def broken(name):
+        raise report.ConfigError("method=nonsense is unknown.")
+
+    monkeypatch.setattr(report, "declared", broken)
+    broken.cache_clear = lambda: None
+    assert run_report(tree) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "method=nonsense" in told
+    assert "61.50 ± 1.80 (3)" in (tree / "results/tables/table.md").read_text()
+
+
+def test_proxy_scale_is_said_everywhere_and_never_compared_with_the_paper(tmp_path):
+    settings = {"label": "proxy: 16x16 images", "config": {"scale": "proxy"}}
+    experiment = {"experiment": "imagenet_table_proxy", "model": "resnet50", "dataset": "imagenet"}
+    write_run(tmp_path / "results/runs", sparsity=0.9, epochs=100, top1=76.0, **experiment, **settings)
+    assert run_report(tmp_path) == 0
+    table = (tmp_path / "results/tables/imagenet_table_proxy.md").read_text()
+    assert "# imagenet_table_proxy (proxy)" in table
+    assert "**Proxy scale**" in table
+    assert "76.93" not in table
+    assert "Proxy scale" in (tmp_path / "results/README.md").read_text()
+    cells, _ = cells_of(tmp_path)
+    assert all(data["proxy"] for data in figures.plots("x", cells).values())
+
+
+def test_hand_written_findings_stand_in_the_page_word_for_word(tree, capsys):
+    (tree / "results/FINDINGS.md").write_text("## What was found\n\nNothing | yet.\n")
+    assert run_report(tree) == 0
+    text = (tree / "results/README.md").read_text()
+    assert "## What was found\n\nNothing | yet.\n" in text
+    assert text.index("Nothing | yet.") < text.index("## table")
+    (tree / "results/FINDINGS.md").write_text("Something.\n")
+    assert run_report(tree, "--check") == 1
+    assert "README.md is stale" in capsys.readouterr().err
+
+
+def test_many_methods_are_compared_and_drawn_by_sparsity(tmp_path):
+    write_comparison(tmp_path, seeds=3)
+    cells, problems = cells_of(tmp_path)
+    assert not problems
+    assert set(figures.plots("t", cells)) == {"t_curve", "t_training", "t_layers", "t_allocation", "t_mask"}
+    allocation = figures.allocation_data(cells)
+    assert [panel["sparsity"] for panel in allocation["panels"]] == [0.9, 0.95, 0.98, 0.99]
+    assert {line["name"] for panel in allocation["panels"] for line in panel["lines"]} == {
+        "feather, asl_plus",
+        "feather, global",
+    }
+    mask = figures.mask_data(cells)["panels"][0]["lines"]
+    first = {line["name"]: line["mean"][0] for line in mask}
+    assert first["feather, global, theta = 1"] > first["feather, global, theta = auto"]
+    assert figures.allocation_data([c for c in cells if c.setting.framework != "asl_plus"]) is None
+
+
+def test_the_operator_figure_is_the_operator(tmp_path):
+    data = figures.operator_data()
+    at = {w: i for i, w in enumerate(data["weight"])}
+    assert data["operators"]["1"][at[2.0]] == 1.0
+    assert data["operators"]["3"][at[2.0]] == pytest.approx(7 ** (1 / 3), abs=1e-6)
+    assert data["operators"]["inf"][at[2.0]] == 2.0
+    assert data["operators"]["3"][at[1.0]] == 0.0
+    assert (data["gradients"]["0.5"][at[0.5]], data["gradients"]["0.5"][at[1.5]]) == (0.5, 1.0)
+
+
 def test_unknown_experiment_is_named_with_those_there_are(tree, capsys):
     assert run_report(tree, "tabel") == 1
     assert "tabel has no runs" in (error := capsys.readouterr().err)
@@ -200,16 +330,21 @@ def test_figures_show_the_numbers_and_decode(tree):
     assert [(p["mean"], p["n"]) for p in curve["lines"]["feather"]] == [(61.5, 3), (50.0, 1)]
     assert curve["dense"]["dense"]["mean"] == 70.0
     training = figures.training_data(cells)["panels"][0]["lines"][1]
+    mask = figures.mask_data(cells)["panels"][0]["lines"][0]
+    assert (mask["mean"], mask["std"]) == ([0.005, 0.0025, 0.00125, 0.000625], [0.0] * 4)
     assert training["epoch"] == [1.0, 2.0, 3.0, 4.0]
     assert training["top1"][0] == pytest.approx(61.5 / 2)
-    layers = figures.layers_data(cells)["panels"][0]
+    layers = figures.layers_data(cells)
     assert layers["layers"][0] == "conv1"
-    assert layers["lines"][0]["left"][0] == 1 - 388 / 864
-    for path in sorted((tree / "results/figures").iterdir()):
-        with image.open(path) as picture:
-            assert min(picture.size) > 300
-            assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 10
-        assert figures.stored_hash(path)
+    assert layers["panels"][0]["lines"][0]["left"][0] == 1 - 388 / 864
+    for path in sorted((tree / "results/figures").glob("*.svg")):
+        ElementTree.parse(path)
+        assert picture.stored_hash(path) == picture.stored_hash(path.with_suffix(".png"))
+    for path in sorted((tree / "results/figures").glob("*.png")):
+        with image.open(path) as opened:
+            assert min(opened.size) > 300
+            assert len(set(opened.convert("L").resize((64, 64)).tobytes())) > 10
+        assert picture.stored_hash(path)
 
 
 def test_figures_without_sparse_runs_and_with_empty_layers(tmp_path):
@@ -227,8 +362,8 @@ def test_figures_without_sparse_runs_and_with_empty_layers(tmp_path):
     cells, problems = cells_of(tmp_path / "two")
     assert not problems
     data = figures.layers_data(cells)
-    figures.save(figures.draw(data), tmp_path / "layers.png", data)
-    assert figures.stored_hash(tmp_path / "layers.png") == figures.data_hash(data)
+    picture.save(drawing.draw(data), tmp_path / "layers.png", data)
+    assert picture.stored_hash(tmp_path / "layers.png") == picture.data_hash(data)
 
 
 def test_quickstart_prints_the_table_and_writes_its_files(tmp_path, capsys, monkeypatch):

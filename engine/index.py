@@ -1,0 +1,153 @@
+"""Pages that lead to the tables: ``results/README.md`` and the overview in the project's README."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine import tables
+from engine.comparisons import Comparison, is_reference
+from engine.grid import Experiment, NotRun
+from engine.results import Cell, Setting, row_names
+from engine.tables import by_network, markdown_rows, mean_std, percent
+
+
+def results_page(
+    experiments: Sequence[Experiment],
+    compared: Mapping[str, Sequence[Comparison]],
+    figures: Mapping[str, Sequence[str]],
+    benchmark: dict[str, Any] | None = None,
+    findings: str | None = None,
+    operator_figure: str | None = None,
+) -> str:
+    """``results/README.md``: what was found, every experiment with its summary and figures, and what was not run.
+
+    Args:
+        experiments: with evidence or without.
+        compared: with Feather, by experiment.
+        figures: names of the figure files by experiment, below ``figures/``.
+        benchmark: what ``scripts/bench_training.py`` wrote.
+        findings: hand-written Markdown, taken as it is.
+        operator_figure: name of the picture of the operator family, below ``figures/``.
+    """
+    parts = [
+        tables.marker("results/runs, results/benchmarks and results/FINDINGS.md"),
+        "# Results",
+        "Every number comes from a run whose evidence (configuration, metrics of each epoch, hardware, seed, commit) "
+        "lies in `runs/`. Top-1 accuracy in percent after the last epoch, mean ± sample standard deviation (number of "
+        "seeds). `python scripts/report.py` makes this page and `--check` tells whether it is up to date.",
+        "[index.html](index.html) shows all of it with curves, filters and a table that sorts: one file that needs no "
+        "network, to be opened in a browser.",
+    ]
+    if findings:
+        parts.append(findings.strip())
+    if operator_figure:
+        parts += ["## The operator", f"![The operator family and its gradient rule](figures/{operator_figure})"]
+    for experiment in experiments:
+        if experiment.cells:
+            parts += _section(experiment, compared.get(experiment.name, []), figures.get(experiment.name, []))
+    waiting = [experiment for experiment in experiments if not experiment.cells]
+    if waiting:
+        rows = [[f"[{e.name}](tables/{e.name}.md)", str(e.declared), _networks(e), f"`{e.command}`"] for e in waiting]
+        header = ["experiment", "cells", "network, data", "command"]
+        parts += ["## Declared, not run", markdown_rows(header, rows)]
+    if benchmark is not None:
+        parts += ["## What sparsification costs", _benchmark(benchmark)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(experiment: Experiment, compared: Sequence[Comparison], figures: Sequence[str]) -> list[str]:
+    names = row_names(experiment.settings())
+    parts = [f"## {tables.title(experiment)}", tables.proxy_note(experiment)]
+    for (dataset, model), group in by_network(tables.all_cells(experiment)).items():
+        notes = sorted({cell.setting.label for cell in group if cell.setting.label})
+        hardware = sorted({device for cell in group if isinstance(cell, Cell) for device in cell.values("device")})
+        described = f"**{model} on {dataset}**" + (f" ({'; '.join(notes)})" if notes else "")
+        parts += [", ".join([described, *hardware]), tables.summary(group, names)]
+    parts += [tables.reconstruction_note(experiment), _told(compared), tables.progress_note(experiment)]
+    parts.append(
+        f"[Beside the published figures, compared seed by seed, settings, FLOPs and evidence]"
+        f"(tables/{experiment.name}.md); as CSV: [cells](tables/{experiment.name}.csv), "
+        f"[comparisons](tables/{experiment.name}_paired.csv)."
+    )
+    parts += [f"![{figure}](figures/{figure})" for figure in figures]
+    return [part for part in parts if part]
+
+
+def _told(compared: Sequence[Comparison]) -> str:
+    """How the comparisons with Feather came out, "" without any."""
+    counts = Counter(comparison.verdict for comparison in compared)
+    if not counts:
+        return ""
+    listed = "; ".join(f"{verdict}: {count}" for verdict, count in sorted(counts.items()))
+    return f"Compared with Feather seed by seed, cells by what the 95 % interval tells: {listed}."
+
+
+def _networks(experiment: Experiment) -> str:
+    return "; ".join(f"{model}, {dataset}" for dataset, model in by_network(tables.all_cells(experiment)))
+
+
+def overview(experiments: Sequence[Experiment]) -> str:
+    """The README's table: a line per experiment with evidence, network and method, a column per sparsity.
+
+    Of a method with several settings the one nearest to its paper stands for all.
+    """
+    experiments = [experiment for experiment in experiments if experiment.cells]
+    columns = sorted({cell.sparsity for experiment in experiments for cell in tables.all_cells(experiment)})
+    header = ["experiment", "network, data", "method", *("dense" if s == 0 else percent(s) for s in columns), "note"]
+    rows = []
+    for experiment in experiments:
+        link = f"[{experiment.name}](results/tables/{experiment.name}.md)"
+        for (dataset, model), group in by_network(tables.all_cells(experiment)).items():
+            settings: dict[str, list[Setting]] = {}
+            for cell in group:
+                alike = settings.setdefault(_short_name(cell.setting), [])
+                if cell.setting not in alike:
+                    alike.append(cell.setting)
+            for name, alike in settings.items():
+                chosen = _foremost(alike)
+                more = len(alike) - 1
+                shown = f"{name} (and {more} more setting{'s' if more > 1 else ''})" if more else name
+                found = {c.sparsity: c for c in group if c.setting == chosen}
+                values = (_value(found.get(s)) for s in columns)
+                rows.append([link, f"{model}, {dataset}", shown, *values, chosen.label])
+    return markdown_rows(header, rows)
+
+
+def _short_name(setting: Setting) -> str:
+    name = tables.method_name(setting)
+    # Frameworks are columns of the paper's tables, not variations of one row.
+    return name if setting.framework in ("", "global") else f"{name}, {setting.framework}"
+
+
+def _foremost(settings: list[Setting]) -> Setting:
+    defaults = [s for s in settings if is_reference(s, 0.0) or s.theta == "auto"]
+    return (defaults or settings)[0]
+
+
+def _value(cell: Cell | NotRun | None) -> str:
+    if cell is None:
+        return ""
+    return mean_std(cell.statistic("final_top1")) if isinstance(cell, Cell) else tables.NOT_RUN
+
+
+def _benchmark(benchmark: dict[str, Any]) -> str:
+    hardware = benchmark["hardware"]
+    device = hardware["gpu"] if benchmark["device"].startswith("cuda") else hardware["cpu"]
+    header = ["network", "precision", "dense step", "sparse step", "sparse / dense (quartiles)", "images/s sparse"]
+    rows = [
+        [
+            *(row["model"], row["precision"]),
+            *(f"{1e3 * row[key]:.0f} ms" for key in ("dense_step_seconds", "sparse_step_seconds")),
+            f"{row['ratio']:.3f} ({row['ratio_quartiles'][0]:.3f} to {row['ratio_quartiles'][1]:.3f})",
+            f"{row['sparse_images_per_second']:.0f}",
+        ]
+        for row in benchmark["rows"]
+    ]
+    first = benchmark["rows"][0]
+    return (
+        f"Training steps of Feather at {percent(first['sparsity'])} over a whole schedule against dense ones, batch "
+        f"{first['batch_size']}, 32x32 images, median of {first['pairs']} interleaved pairs, {device}, "
+        f"{hardware['threads']} threads; [evidence](benchmarks/training.json).\n\n{markdown_rows(header, rows)}"
+    )
