@@ -74,7 +74,8 @@ def _size(config: dict[str, Any]) -> list[Any]:
 
 
 def _same_machine(hardware: dict[str, Any], here: dict[str, Any]) -> bool:
-    return all(hardware.get(key) == here.get(key) for key in ("gpu", "cpu"))
+    # virtual machines name processors of many generations alike
+    return all(hardware.get(key) == here.get(key) for key in ("gpu", "cpu", "cpu_instructions"))
 
 
 def makespan(seconds: Sequence[float], at_once: int) -> float:

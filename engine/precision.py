@@ -54,7 +54,10 @@ def resolve_precision(requested: str, device: torch.device) -> Precision:
         raise ValueError(f"trainer.precision={requested} is unknown: choose auto, fp32, bf16 or fp16")
     if requested == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError("trainer.precision=bf16 needs a GPU of compute capability 8.0 or later: use fp16 or fp32")
-    return Precision(requested, device.type, f"{requested}: as asked")
+    reason = f"{requested}: as asked"
+    if requested == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+        reason += ", but this CPU has no bf16 instructions and takes many times as long as with trainer.precision=fp32"
+    return Precision(requested, device.type, reason)
 
 
 def _native_bf16(device: torch.device) -> tuple[bool, str]:
@@ -62,12 +65,13 @@ def _native_bf16(device: torch.device) -> tuple[bool, str]:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return native, f"the GPU {'has' if native else 'lacks'} native bf16"
     if device.type == "cpu":
-        native = _cpu_has_bf16()
+        native = cpu_has_bf16()
         return native, f"the CPU {'has' if native else 'lacks'} bf16 instructions (AVX-512 BF16 or AMX)"
     return False, f"no bf16 rule for device {device.type}"
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware."""
     probes = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     if all(probes):
         return any(bool(probe()) for probe in probes if probe is not None)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from engine.checkpoint import atomic_write
+from engine.precision import cpu_has_bf16
 
 _PACKAGES = ("torch", "feather-sparsity", "torchvision", "timm", "numpy", "hydra-core", "wandb")
 
@@ -101,6 +102,7 @@ def environment(root: str | Path | None = None) -> dict[str, Any]:
         "hardware": {
             "platform": f"{platform.system()} {platform.machine()}",
             "cpu": _cpu_model(),
+            "cpu_instructions": torch.backends.cpu.get_cpu_capability() + (" with bf16" if cpu_has_bf16() else ""),
             "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if cuda else None,

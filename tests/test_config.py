@@ -108,7 +108,9 @@ def test_proxy_scale_shrinks_an_experiment_and_keeps_it_apart() -> None:
     cfg = config.prepare(compose("experiment=cifar100_table", "scale=proxy", "sparsity=0.98"))
     assert (cfg.dataset.image_size, cfg.model.options["width"], cfg.trainer.epochs) == (16, 16, 10)
     assert cfg.experiment_name == "cifar100_table_proxy"
-    assert cfg.label.startswith("proxy")
+    assert cfg.label == "proxy: 16x16 images, ResNet-20 of width 16, 10 epochs, bf16"
+    changed = config.prepare(compose("scale=proxy", "dataset=cifar100", "trainer.precision=fp32", "trainer.epochs=30"))
+    assert changed.label.endswith("30 epochs, fp32")
     assert config.prepare(compose("experiment=cifar100_table")).experiment_name == "cifar100_table"
     assert config.prepare(compose("experiment=cifar100_table", "scale=proxy", "trainer.epochs=30")).trainer.epochs == 30
 

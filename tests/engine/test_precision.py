@@ -31,16 +31,25 @@ def test_each_format_trains_a_step(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_auto_follows_the_cpu(native: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: native)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: native)
     chosen = resolve_precision("auto", CPU)
     assert chosen.name == expected
     assert chosen.reason.startswith(f"{expected}: the CPU {'has' if native else 'lacks'}")
 
 
 def test_the_cpu_is_asked_without_torch_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    by_torch = precision._cpu_has_bf16()
+    by_torch = precision.cpu_has_bf16()
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
-    assert precision._cpu_has_bf16() == by_torch
+    assert precision.cpu_has_bf16() == by_torch
+
+
+def test_bf16_on_a_cpu_that_emulates_it_is_said_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+    chosen = resolve_precision("bf16", CPU)
+    assert chosen.name == "bf16"
+    assert "many times as long as with trainer.precision=fp32" in chosen.reason
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    assert resolve_precision("bf16", CPU).reason == "bf16: as asked"
 
 
 def test_an_unknown_format_is_refused() -> None:

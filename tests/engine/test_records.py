@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.records import MetricsLog, environment, read_metrics, write_json
 
@@ -92,4 +93,5 @@ def test_environment_names_versions_and_hardware() -> None:
     assert found["versions"]["torch"]
     assert found["hardware"]["cpu"]
     assert found["hardware"]["cpu_cores"] >= 1
+    assert found["hardware"]["cpu_instructions"].split()[0] == torch.backends.cpu.get_cpu_capability()
     json.dumps(found)

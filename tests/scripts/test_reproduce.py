@@ -245,6 +245,8 @@ def test_an_estimate_goes_by_the_most_similar_runs_on_this_hardware():
     finish(jobs[0], hardware={**HARDWARE, "cpu": "another"}, wall_seconds=1.0, epochs=10)
     # the evidence in results/ may know this network, but not this machine
     assert estimate() is None
+    finish(jobs[0], hardware={**HARDWARE, "cpu_instructions": "AVX512 with bf16"}, wall_seconds=1.0, epochs=10)
+    assert estimate() is None  # a processor of the same name, but of another generation
     finish(jobs[1], hardware=HARDWARE, wall_seconds=100.0, epochs=10)
     finish(jobs[2], hardware={**HARDWARE, "threads": 2}, wall_seconds=60.0, epochs=10)
     epochs = jobs[0].config.trainer.epochs
