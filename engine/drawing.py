@@ -117,9 +117,10 @@ def _draw_curve(data: Data) -> Figure:
             if dense["std"]:
                 ax.axhspan(dense["mean"] - dense["std"], dense["mean"] + dense["std"], color="0.35", alpha=0.12, lw=0)
         breadth = _density_axis(panel["ticks"][-1]) - _density_axis(panel["ticks"][0])
-        shift = min(0.006, 0.03 / len(panel["lines"])) * breadth
+        # side by side where there is one target, error bars beside each other where lines lead through several
+        shift = min(0.006, 0.03 / len(panel["lines"])) * breadth or 0.8 * _NARROWEST / len(panel["lines"])
         for i, (name, points) in enumerate(panel["lines"].items()):
-            aside = (i - (len(panel["lines"]) - 1) / 2) * shift  # error bars beside, not over, each other
+            aside = (i - (len(panel["lines"]) - 1) / 2) * shift
             ax.errorbar(
                 [_density_axis(p["sparsity"]) + aside for p in points],
                 [p["mean"] for p in points],
@@ -138,6 +139,9 @@ def _draw_curve(data: Data) -> Figure:
     return figure
 
 
+_NARROWEST = 0.3  # breadth of the axis where all runs have one target, so that what they missed it by looks small
+
+
 def _sparsity_ticks(ax: Axes, sparsities: list[float], reached: list[float]) -> None:
     """Ticks at the targets, as far as their texts have room; limits around them and around what was reached."""
     positions = sorted(_density_axis(s) for s in [*sparsities, *reached])
@@ -147,7 +151,8 @@ def _sparsity_ticks(ax: Axes, sparsities: list[float], reached: list[float]) -> 
         if not kept or _density_axis(kept[-1]) - _density_axis(s) >= gap:
             kept.append(s)
     ax.set_xticks([_density_axis(s) for s in kept], [percent(s) for s in kept])
-    margin = 0.08 * (positions[-1] - positions[0]) or 0.2
+    breadth = positions[-1] - positions[0]
+    margin = max(0.08 * breadth, (_NARROWEST - breadth) / 2)
     ax.set_xlim(positions[0] - margin, positions[-1] + margin)
 
 

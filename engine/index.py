@@ -110,6 +110,8 @@ def overview(experiments: Sequence[Experiment]) -> str:
                 more = len(alike) - 1
                 shown = f"{name} (and {more} more setting{'s' if more > 1 else ''})" if more else name
                 found = {c.sparsity: c for c in group if c.setting == chosen}
+                if not any(isinstance(cell, Cell) for cell in found.values()):
+                    continue  # what has not been run stands in the experiment's own table
                 values = (_value(found.get(s)) for s in columns)
                 rows.append([link, f"{model}, {dataset}", shown, *values, chosen.label])
     return markdown_rows(header, rows)
