@@ -114,10 +114,10 @@ def _cell(experiment: Experiment, cell: Cell | NotRun, row: str, link: Link) -> 
     top1, best, change = cell.statistic("final_top1"), cell.statistic("best_top1"), cell.settled_mask_change
     return described | {
         "n": top1.n,
-        "mean": _round(top1.mean),
-        "std": _round(top1.std),
-        "best": _round(best.mean),
-        "bestStd": _round(best.std),
+        "mean": _hundredths(top1.mean),
+        "std": _hundredths(top1.std),
+        "best": _hundredths(best.mean),
+        "bestStd": _hundredths(best.std),
         "achieved": cell.statistic("achieved_sparsity").mean,
         "nonzeros": cell.values("nonzeros"),
         "flops": _round(cell.statistic("flops").mean),
@@ -160,9 +160,9 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     low, high = comparison.interval or (None, None)
     return {
         "n": comparison.n,
-        "difference": _round(comparison.difference.mean) if comparison.difference else None,
-        "low": _round(low),
-        "high": _round(high),
+        "difference": _hundredths(comparison.difference.mean) if comparison.difference else None,
+        "low": _hundredths(low),
+        "high": _hundredths(high),
         "told": comparison.verdict,
     }
 
@@ -185,6 +185,11 @@ def _round(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.6g}")
+
+
+def _hundredths(percentage: float | None) -> float | None:
+    """As the tables print it: a browser rounds halves its own way."""
+    return None if percentage is None or not math.isfinite(percentage) else float(f"{percentage:.2f}")
 
 
 def _colours() -> str:

@@ -219,6 +219,8 @@
   function empty(panel, text) { if (!panel.children.length) panel.append(element("p", {}, text)); }
   const NONE = "Nothing of this has been run; the table lists the commands.";
 
+  const NARROWEST = 0.3; // breadth of the axis at the least, so that what runs missed one target by looks small
+
   function drawSparsity(cells) {
     const panel = byId("by-sparsity");
     for (const members of groupBy(cells, (cell) => cell.group).values()) {
@@ -226,9 +228,13 @@
       const lines = [...publishedLines(members, (f) => left(f.at ?? f.sparsity)), ...linesOf(sparse, (cell) => left(cell.achieved))];
       if (!lines.length) continue;
       const levels = dense.map((cell) => ({ y: cell.mean, lines: describe(cell), links: cell.evidence }));
+      if (unique(sparse.map((cell) => cell.sparsity)).length === 1) // one target: the methods stand side by side
+        lines.filter((l) => !l.published).forEach((line, i, all) => line.points.forEach((p) => { p.x += 0.8 * NARROWEST * ((i + 0.5) / all.length - 0.5); }));
+      const places = lines.flatMap((l) => l.points.map((p) => p.x));
+      const missing = Math.max(0, NARROWEST - (Math.max(...places) - Math.min(...places))) / 2;
       const ticks = unique([...sparse.map((cell) => cell.sparsity), ...lines.filter((l) => l.published).flatMap(() => [0.8, 0.9, 0.95, 0.98, 0.99])]).sort((a, b) => a - b);
       chart(panel, { title: titleFor(members[0]), lines, levels, y: accuracyAxis(lines, levels),
-        x: { label: "sparsity (log scale of the weights left)", range: extent([...lines.flatMap((l) => l.points.map((p) => p.x))], 0.08), ticks: ticks.map((s) => [left(s), percent(s)]) } });
+        x: { label: "sparsity (log scale of the weights left)", range: extent([Math.min(...places) - missing, Math.max(...places) + missing], 0.08), ticks: ticks.map((s) => [left(s), percent(s)]) } });
     }
     empty(panel, NONE);
   }

@@ -1,6 +1,7 @@
 """results/index.html opened in a real Chromium: the numbers are read back from what a reader sees."""
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -140,9 +141,7 @@ def test_points_stand_where_their_numbers_are(browser, results, section):
     page = Page(browser, results / "index.html").choose(experiment="cifar")
     points = [p for p in page.points(section) if p["row"] != "dense"]
     sparse = [cell for cell in truth(results, "cifar") if cell["method"] != "dense"]
-    assert sorted(float(p["mean"]) for p in points) == sorted(
-        float(f"{float(c['final_top1_mean']):.6g}") for c in sparse
-    )
+    assert sorted(float(p["mean"]) for p in points) == sorted(round(float(c["final_top1_mean"]), 2) for c in sparse)
     (y0, v0), *_, (y1, v1) = page.heights(section)
     for p in points:
         assert v0 + (p["y"] - y0) * (v1 - v0) / (y1 - y0) == pytest.approx(float(p["mean"]), abs=0.02)
@@ -150,6 +149,13 @@ def test_points_stand_where_their_numbers_are(browser, results, section):
         assert "n = 3" in p["label"]
     order = [p["x"] for p in points if p["row"].startswith("ste")]
     assert order == sorted(order)
+
+
+def test_at_one_target_the_methods_stand_side_by_side(browser, results):
+    page = Page(browser, results / "index.html").choose(experiment="cifar", sparsity="0.98")
+    places = sorted(p["x"] for p in page.points("by-sparsity") if p["row"] != "dense" and not p["published"])
+    assert len(places) > 5
+    assert min(after - before for before, after in itertools.pairwise(places)) > 10  # pixels
 
 
 def test_layers_and_mask_changes_are_those_of_the_evidence(browser, results):
