@@ -3,10 +3,11 @@
 from feather.frameworks import FRAMEWORKS
 from feather.modifiers import HAM, MODIFIERS, Modifier
 from feather.operator import auto_theta, p_threshold, scale_pruned_gradient
+from feather.quantile import magnitude_quantile, zeros_at
 from feather.registry import create, default_framework, fine_tune, methods
 from feather.report import FlopsReport, SparsityReport, count_flops, sparsity_report
 from feather.schedule import Cubic, Linear, OneShot, Schedule
-from feather.selection import magnitude_quantile, prunable_parameters, zeros_at
+from feather.selection import prunable_parameters
 from feather.sparsifier import Sparsifier
 
 __version__ = "0.1.0"

@@ -17,8 +17,9 @@ from feather.frameworks import BY_MAGNITUDE, FRAMEWORKS, Framework
 from feather.method import FixedMask, Method, Thresholding
 from feather.modifiers import MODIFIERS, Modifier
 from feather.operator import auto_theta
+from feather.quantile import zeros_at
 from feather.schedule import Schedule, create_schedule
-from feather.selection import prunable_parameters, zeros_at
+from feather.selection import prunable_parameters
 from feather.sparsifier import Sparsifier
 
 

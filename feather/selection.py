@@ -1,16 +1,12 @@
-"""Which weights are prunable, and the exact quantile of their magnitudes."""
+"""Which weights are prunable."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import cast
 
-import torch
-from torch import Tensor, nn
-
-from feather.operator import compute_dtype
+from torch import nn
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHT_NAMES: dict[type[nn.Module], tuple[str, ...]] = {
@@ -124,93 +120,3 @@ def _candidates(model: nn.Module) -> tuple[list[str], list[str], list[str]]:
         if name not in defaults and parameter.ndim >= 2 and parameter.is_floating_point()
     ]
     return list(defaults), others, list(computed)
-
-
-def zeros_at(sparsity: float, size: int) -> int:
-    """How many of ``size`` distinct magnitudes the interpolated quantile prunes: ``floor((size - 1) S) + 1``."""
-    return 0 if sparsity == 0 else math.floor((size - 1) * sparsity) + 1
-
-
-def magnitude_quantile(weights: Sequence[Tensor], sparsity: float) -> Tensor:
-    """The linearly interpolated quantile of ``|w|`` over all tensors: Feather-Global's threshold T.
-
-    T interpolates the sorted magnitudes at position ``(n - 1) * sparsity``. It stays below the upper neighbour, so that
-    rounding never prunes one weight more: among distinct magnitudes exactly ``zeros_at(sparsity, n)`` are <= T.
-
-    Args:
-        weights: tensors of any shape and floating type on one device, n elements together.
-        sparsity: in [0, 1).
-
-    Returns:
-        0-dim tensor on the weights' device, fp64 where a weight is fp64 and fp32 elsewhere.
-    """
-    size = sum(w.numel() for w in weights)
-    position = (size - 1) * sparsity
-    rank = math.floor(position)
-    ranks = (rank, min(rank + 1, size - 1))
-    order_statistics = _order_statistics if weights[0].device.type == "cpu" else _order_statistics_by_sort
-    lower, upper = order_statistics(weights, ranks)
-    threshold = torch.lerp(lower, upper, position - rank)
-    below_upper = torch.nextafter(upper, torch.zeros_like(upper))
-    return torch.where(lower < upper, torch.minimum(threshold, below_upper), threshold)
-
-
-_CHUNK = 1 << 19  # elements; two fp32 chunks stay in a core's cache
-_BUCKET_BITS = 17
-
-
-def _order_statistics(weights: Sequence[Tensor], ranks: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The magnitudes at the sorted positions ``ranks`` (successive), without sorting everything.
-
-    Non-negative floats sort as their bit patterns do: a histogram over the leading bits finds the bucket of each rank,
-    and only the few magnitudes inside are sorted.
-    """
-    dtype = _common_dtype(weights)
-    integer, shift = (torch.int64, 63 - _BUCKET_BITS) if dtype == torch.float64 else (torch.int32, 31 - _BUCKET_BITS)
-    counts = torch.zeros(1 << _BUCKET_BITS, dtype=torch.int64)
-    for magnitudes in _magnitude_chunks(weights, dtype):
-        counts += torch.bincount(magnitudes.view(integer) >> shift, minlength=1 << _BUCKET_BITS)
-    cumulative = counts.cumsum(0)
-    first, last = (int(b) for b in torch.searchsorted(cumulative, torch.tensor(ranks), right=True))
-    below = int(cumulative[first - 1]) if first else 0
-    inside = []
-    for magnitudes in _magnitude_chunks(weights, dtype):
-        bucket = magnitudes.view(integer) >> shift
-        keep = bucket == first if first == last else (bucket == first) | (bucket == last)
-        inside.append(magnitudes[keep])
-    ordered = torch.cat(inside).sort().values
-    return ordered[ranks[0] - below], ordered[ranks[1] - below]
-
-
-def _order_statistics_by_sort(weights: Sequence[Tensor], ranks: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The same by one sort: of fixed shape and without a host sync, as CUDA streams and graphs need it."""
-    dtype = _common_dtype(weights)
-    ordered = torch.cat([w.detach().reshape(-1).to(dtype) for w in weights]).abs_().sort().values
-    return ordered[ranks[0]], ordered[ranks[1]]
-
-
-def _common_dtype(weights: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if any(compute_dtype(w.dtype) == torch.float64 for w in weights) else torch.float32
-
-
-def _magnitude_chunks(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
-    """All magnitudes once, as 1-D tensors of about ``_CHUNK`` elements: large weights cut, small ones joined."""
-    waiting: list[Tensor] = []
-    for weight in weights:
-        for piece in torch.split(_flat(weight.detach()), _CHUNK):
-            waiting.append(piece)
-            if sum(w.numel() for w in waiting) >= _CHUNK:
-                yield _magnitudes(waiting, dtype)
-                waiting = []
-    if waiting:
-        yield _magnitudes(waiting, dtype)
-
-
-def _magnitudes(pieces: list[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat([piece.to(dtype) for piece in pieces]).abs_()
-
-
-def _flat(weight: Tensor) -> Tensor:
-    """All elements in memory order: a view where the memory is dense (contiguous, channels_last), else a copy."""
-    order = sorted(range(weight.ndim), key=weight.stride, reverse=True)
-    return weight.permute(order).reshape(-1)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from feather.frameworks import Layerwise
 from feather.method import Method
+from feather.quantile import zeros_at
 from feather.schedule import Schedule
-from feather.selection import zeros_at
 
 
 class RigL(Method):

@@ -18,8 +18,8 @@ from torch import Tensor
 from feather.frameworks import Framework, GlobalMagnitude
 from feather.method import Thresholding
 from feather.operator import compute_dtype, p_threshold
+from feather.quantile import magnitude_quantile
 from feather.schedule import Schedule
-from feather.selection import magnitude_quantile
 
 
 class ST3(Thresholding):

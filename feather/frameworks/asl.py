@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from feather.frameworks.learned import LearnedThresholds
+from feather.quantile import zeros_at
 from feather.schedule import OneShot, Schedule
-from feather.selection import zeros_at
 
 INITIAL_SHARE = 0.6  # of the target
 

@@ -32,8 +32,8 @@ from torch import Tensor
 from feather.frameworks.asl import INITIAL_SHARE, gaussian, gaussian_ratio
 from feather.frameworks.learned import GRADIENTS, LearnedThresholds, standard_deviation
 from feather.operator import compute_dtype
+from feather.quantile import magnitude_quantile, zeros_at
 from feather.schedule import Schedule
-from feather.selection import magnitude_quantile, zeros_at
 
 CROSSING = 0.7583  # mean|w| / std where both likelihoods are equal: (1 + ln pi) / (2 sqrt 2)
 EXACT = ("always", "ramp", "end")

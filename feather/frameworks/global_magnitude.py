@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from feather.frameworks.base import Framework
-from feather.selection import magnitude_quantile, zeros_at
+from feather.quantile import magnitude_quantile, zeros_at
 
 
 class GlobalMagnitude(Framework):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from feather.distribution import Distribution, erdos_renyi_kernel, uniform
 from feather.frameworks.base import Framework
-from feather.selection import magnitude_quantile, zeros_at
+from feather.quantile import magnitude_quantile, zeros_at
 
 
 class Layerwise(Framework):

@@ -1,0 +1,177 @@
+"""The exact quantile of magnitudes without sorting them all: where thresholds come from, at every step.
+
+Non-negative floats sort as their bit patterns do, so order statistics are found among integers. On the CPU a sample
+places a narrow window around the wanted rank (Floyd and Rivest, https://doi.org/10.1145/360680.360691); one pass counts
+what lies below the window and gathers what lies inside. The count proves the answer; where it refutes the window, a
+binary search over the bit patterns answers, which only counts. On other devices nothing may wait for a count: a sort,
+or for large networks that binary search, both of fixed shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from feather.operator import compute_dtype
+
+ALGORITHMS = ("auto", "sort", "counting")
+
+_CHUNK = 1 << 18  # elements; what is worked on stays in the cache
+_SAMPLE = 1 << 15  # elements
+_DEVIATIONS = 3.5  # of the sample's rank, on each side of the window: 1 in 2000 random samples misses it
+_BLOCK = 8  # elements looked at together when those inside the window are gathered
+_SORT_BELOW = 1 << 22  # elements on a GPU: a sort of few needs fewer kernels, of many too much memory
+
+
+def zeros_at(sparsity: float, size: int) -> int:
+    """How many of ``size`` distinct magnitudes the interpolated quantile prunes: ``floor((size - 1) S) + 1``."""
+    return 0 if sparsity == 0 else math.floor((size - 1) * sparsity) + 1
+
+
+def magnitude_quantile(weights: Sequence[Tensor], sparsity: float, *, algorithm: str = "auto") -> Tensor:
+    """The linearly interpolated quantile of ``|w|`` over all tensors: Feather-Global's threshold T.
+
+    T interpolates the sorted magnitudes at position ``(n - 1) * sparsity``. It stays below the upper neighbour, so that
+    rounding never prunes one weight more: among distinct magnitudes exactly ``zeros_at(sparsity, n)`` are <= T.
+
+    Args:
+        weights: tensors of any shape and floating type on one device, n elements together.
+        sparsity: in [0, 1).
+        algorithm: one of ``ALGORITHMS``; all give the same bits. ``sort`` is the plain one, ``counting`` the one that
+            needs least memory, ``auto`` the fastest.
+
+    Returns:
+        0-dim tensor on the weights' device, fp64 where a weight is fp64 and fp32 elsewhere.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm={algorithm!r} is unknown: choose one of {', '.join(ALGORITHMS)}.")
+    size = sum(w.numel() for w in weights)
+    position = (size - 1) * sparsity
+    rank = math.floor(position)
+    ranks = (rank, min(rank + 1, size - 1))
+    flat = [_flat(weight.detach()) for weight in weights]
+    dtype = torch.float64 if any(compute_dtype(w.dtype) == torch.float64 for w in weights) else torch.float32
+    found = None
+    if algorithm == "auto" and flat[0].device.type == "cpu":
+        found = _by_sampling(flat, dtype, ranks)
+    elif algorithm == "sort" or (algorithm == "auto" and size < _SORT_BELOW):
+        found = _by_sorting(flat, dtype, ranks)
+    lower, upper = found if found is not None else _by_counting(flat, dtype, ranks)
+    threshold = torch.lerp(lower, upper, position - rank)
+    below_upper = torch.nextafter(upper, torch.zeros_like(upper))
+    return torch.where(lower < upper, torch.minimum(threshold, below_upper), threshold)
+
+
+def _by_sorting(flat: Sequence[Tensor], dtype: torch.dtype, ranks: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The magnitudes at the sorted positions ``ranks``, which are equal or successive: the definition."""
+    ordered = torch.cat([w.to(dtype) for w in flat]).abs_().sort().values
+    return ordered[ranks[0]], ordered[ranks[1]]
+
+
+def _by_counting(flat: Sequence[Tensor], dtype: torch.dtype, ranks: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The same bit by bit, from the highest: the largest pattern that has at most ``ranks[0]`` smaller ones.
+
+    Of fixed shape and without a host sync, as CUDA graphs need it. Extra memory: one copy of the weights and a chunk.
+    """
+    integer = _integer(dtype)
+    chunk = _CHUNK if flat[0].device.type == "cpu" else _SORT_BELOW
+    chunks = torch.split(torch.cat([w.to(dtype) for w in flat]).abs_().view(integer), chunk)
+
+    def total(counts: list[Tensor]) -> Tensor:
+        return counts[0] if len(counts) == 1 else torch.stack(counts).sum()
+
+    found = torch.zeros((), dtype=integer, device=flat[0].device)
+    for bit in reversed(range(torch.iinfo(integer).bits - 1)):
+        candidate = found | (1 << bit)
+        smaller = total([(c < candidate).sum() for c in chunks])
+        found = torch.where(smaller <= ranks[0], candidate, found)
+    not_larger = total([(c <= found).sum() for c in chunks])
+    largest = torch.iinfo(integer).max
+    following = torch.stack([torch.where(c > found, c, largest).amin() for c in chunks]).amin()
+    return found.view(dtype), torch.where(not_larger > ranks[1], found, following).view(dtype)
+
+
+def _by_sampling(flat: Sequence[Tensor], dtype: torch.dtype, ranks: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
+    """The same in one pass on the CPU, or None where the sample misled.
+
+    Extra memory: a few chunks and at most an eighth of the weights.
+    """
+    integer = _integer(dtype)
+    size = sum(w.numel() for w in flat)
+    lowest, highest = _window(flat, dtype, ranks[0] / size)
+    radius = (highest - lowest + 1) // 2
+    centre = lowest + radius
+    largest = torch.iinfo(integer).max
+    capacity = -(-min(_CHUNK, size) // _BLOCK) * _BLOCK
+    buffer = torch.empty(capacity, dtype=dtype)
+    work = torch.empty(capacity, dtype=integer)
+    below, inside, gathered = 0, [], 0
+    for count in _fill(flat, dtype, buffer):
+        used = -(-count // _BLOCK) * _BLOCK
+        bits, scratch = buffer.view(integer)[:used], work[:used]
+        bits[count:] = largest
+        # clamped to two neighbouring values, the sum counts the larger one; it may wrap around
+        clamped = torch.clamp(bits, lowest - 1, lowest, out=scratch).sum(dtype=integer)
+        below += (used * lowest - int(clamped)) % (1 << torch.iinfo(integer).bits)
+        distance = torch.sub(bits, centre, out=scratch).abs_().view(_BLOCK, -1)
+        near = (distance.amin(0) <= radius).nonzero().view(-1)
+        blocks = torch.cat([row.index_select(0, near) for row in bits.view(_BLOCK, -1)])
+        inside.append(blocks[(blocks - centre).abs_() <= radius])
+        gathered += inside[-1].numel()
+        if gathered > max(size // 8, _CHUNK):  # many equal magnitudes
+            return None
+    candidates = torch.cat(inside)
+    first, second = (rank - below for rank in ranks)
+    if first < 0 or second >= candidates.numel():
+        return None
+    lower, upper = (candidates.kthvalue(position + 1).values for position in (first, second))
+    return lower.view(dtype), upper.view(dtype)
+
+
+def _window(flat: Sequence[Tensor], dtype: torch.dtype, fraction: float) -> tuple[int, int]:
+    """Bit patterns that most likely enclose the magnitude at the relative rank ``fraction``, from a sample."""
+    integer = _integer(dtype)
+    size = sum(w.numel() for w in flat)
+    stride = max(size // _SAMPLE, 1) | 1  # odd: channels come in even numbers, and all of them are to be met
+    sample = torch.cat([w[::stride].to(dtype) for w in flat]).abs_().view(integer)
+    count = sample.numel()
+    spread = _DEVIATIONS * math.sqrt(count * fraction * (1 - fraction)) + 2
+    first, last = math.floor(count * fraction - spread), math.ceil(count * fraction + spread)
+    lowest = int(sample.kthvalue(first).values) if first >= 1 else 0
+    highest = int(sample.kthvalue(last).values) if last <= count else torch.iinfo(integer).max
+    return lowest, highest
+
+
+def _fill(flat: Sequence[Tensor], dtype: torch.dtype, buffer: Tensor) -> Iterator[int]:
+    """Put all magnitudes into ``buffer``, as many at a time as it holds; yields how many."""
+    waiting: list[Tensor] = []
+    count = 0
+    for piece in (piece for weight in flat for piece in torch.split(weight, _CHUNK)):
+        if count + piece.numel() > buffer.numel():
+            yield _put(waiting, buffer[:count])
+            waiting, count = [], 0
+        waiting.append(piece.to(dtype))
+        count += piece.numel()
+    if count:
+        yield _put(waiting, buffer[:count])
+
+
+def _put(pieces: Sequence[Tensor], out: Tensor) -> int:
+    if len(pieces) == 1:
+        torch.abs(pieces[0], out=out)
+    else:
+        torch.cat(list(pieces), out=out).abs_()
+    return out.numel()
+
+
+def _integer(dtype: torch.dtype) -> torch.dtype:
+    return torch.int64 if dtype == torch.float64 else torch.int32
+
+
+def _flat(weight: Tensor) -> Tensor:
+    """All elements in memory order: a view where the memory is dense (contiguous, channels_last), else a copy."""
+    order = sorted(range(weight.ndim), key=weight.stride, reverse=True)
+    return weight.permute(order).reshape(-1)
