@@ -15,6 +15,10 @@ import math
 import torch
 from torch import Tensor
 
+# elements, on a CPU
+_SLICE = 1 << 18  # worked on at a time
+_MANY = 1 << 15  # of fewer, the root of all of them costs less than to look for the kept ones
+
 
 def p_threshold(weight: Tensor, threshold: Tensor, p: float = 3.0) -> Tensor:
     """Threshold ``weight`` with the operator of order ``p``.
@@ -30,24 +34,19 @@ def p_threshold(weight: Tensor, threshold: Tensor, p: float = 3.0) -> Tensor:
     Returns:
         A new tensor of ``weight``'s shape and type; zero exactly where ``|w| <= T``. A NaN stays a NaN.
     """
-    # |w|^3 would underflow in fp16 below 3e-3; an fp64 threshold rounded to fp32 could reach the weight above it
-    w = weight.to(torch.promote_types(compute_dtype(weight.dtype), threshold.dtype))
-    magnitude = w.abs()
-    pruned = magnitude <= threshold
-    if math.isinf(p):
-        thresholded = w
-    elif p == 1:
-        thresholded = (magnitude - threshold).copysign_(w)
-    elif (kept := _few_kept(w, pruned, threshold)) is not None:
-        sparse = torch.zeros_like(w)
-        few, magnitude = (_in_memory_order(t)[kept] for t in (w, magnitude))
-        _in_memory_order(sparse)[kept] = _narrow(_of_order(p, few, magnitude, threshold), few, weight.dtype)
-        return sparse.to(weight.dtype)
-    else:
-        thresholded = _of_order(p, w, magnitude, threshold)
-    # masked_fill would lose channels_last
-    sparse = torch.where(pruned, 0, _narrow(thresholded, w, weight.dtype))
-    return torch.where(threshold > 0, sparse.to(weight.dtype), weight)
+    if weight.device.type != "cpu":  # what would have to wait for the device before Python knows how to go on
+        return torch.where(threshold > 0, _of_all(weight, threshold, p), weight)
+    if threshold == 0:
+        return weight.clone()
+    sparse = torch.empty_like(weight)
+    if weight.numel() < _MANY or weight.stride() != sparse.stride():  # the latter: memory with gaps
+        return _of_all(weight, threshold, p)
+    for piece, out in zip(_slices(weight), _slices(sparse), strict=True):
+        if p == 1 or math.isinf(p) or (kept := _few_kept(piece, threshold)) is None:
+            out.copy_(_of_all(piece, threshold, p))
+        else:
+            out.zero_()[kept] = _of_all(piece[kept], threshold, p)
+    return sparse
 
 
 def scale_pruned_gradient(grad: Tensor, sparse_weight: Tensor, theta: float) -> Tensor:
@@ -83,14 +82,34 @@ def cast_sparse(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(weight == 0, weight, _narrow(weight, weight, dtype)).to(dtype)
 
 
-def _of_order(p: float, w: Tensor, magnitude: Tensor, threshold: Tensor) -> Tensor:
-    """``w (1 - (1 - gap)^p)^(1/p)`` where ``magnitude = |w| > T``; anything elsewhere."""
-    gap = (magnitude - threshold).div_(magnitude)
+def _of_all(weight: Tensor, threshold: Tensor, p: float) -> Tensor:
+    """``p_threshold`` of every element alike, for T > 0."""
+    # |w|^3 would underflow in fp16 below 3e-3; an fp64 threshold rounded to fp32 could reach the weight above it
+    w = weight.to(torch.promote_types(compute_dtype(weight.dtype), threshold.dtype))
+    sparse = _of_order(p, w, threshold)
+    if weight.dtype == w.dtype:
+        return sparse
+    # masked_fill would lose channels_last
+    return torch.where(w.abs() <= threshold, 0, _narrow(sparse, w, weight.dtype)).to(weight.dtype)
+
+
+def _of_order(p: float, w: Tensor, threshold: Tensor) -> Tensor:
+    """``P_T(w)`` for T > 0, in ``w``'s type; its zeros have no sign.
+
+    Arithmetic all the way: on a CPU a choice by a mask costs as much as the root.
+    """
+    magnitude = w.abs()
+    if math.isinf(p):
+        return (w * (magnitude <= threshold).logical_not_()).add_(0)  # -0 + 0 = 0
+    excess = magnitude - threshold
+    if p == 1:
+        return excess.clamp_(min=0).copysign_(w).add_(0)
+    gap = excess.div_(magnitude).clamp_(min=0)
     if p == 3:
         power = (3 - gap * (3 - gap)).mul_(gap)
     else:
         power = torch.expm1(torch.log1p(-gap).mul_(p)).neg_()
-    return power.pow_(1 / p).mul_(w)
+    return power.pow_(1 / p).mul_(w).add_(0)
 
 
 def _narrow(thresholded: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
@@ -101,16 +120,21 @@ def _narrow(thresholded: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
     return thresholded.abs().clamp_(min=smallest).copysign_(w)
 
 
-def _few_kept(w: Tensor, pruned: Tensor, threshold: Tensor) -> Tensor | None:
-    """Positions in memory of the kept weights where they are so few that a root of them alone is faster, else None."""
-    if w.device.type != "cpu":  # a GPU would have to wait for their number
-        return None
-    gapless = w.stride() == torch.empty_like(w).stride()
-    if not gapless or threshold == 0 or int(pruned.count_nonzero()) < 0.8 * pruned.numel():
-        return None
-    return (~_in_memory_order(pruned)).nonzero().view(-1)
+def _slices(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The memory of a tensor without gaps, whatever its layout, as 1-D views that stay in a core's cache."""
+    return torch.split(tensor.as_strided((tensor.numel(),), (1,)), _SLICE)
 
 
-def _in_memory_order(tensor: Tensor) -> Tensor:
-    """All elements of a tensor without gaps, whatever its layout, as a 1-D view."""
-    return tensor.as_strided((tensor.numel(),), (1,))
+def _few_kept(w: Tensor, threshold: Tensor) -> Tensor | None:
+    """Positions of the kept among 1-D weights where a root of these alone is faster, else None."""
+    if w.numel() < _MANY:
+        return None
+    sample = w[::61]  # odd: channels come in even numbers, and all of them are to be met
+    if int((sample.abs() > threshold).count_nonzero()) > 0.07 * sample.numel():
+        return None
+    # weights are looked at in groups, most of which hold no kept one
+    groups = w.abs().view(math.gcd(w.numel(), 8), -1)
+    columns = (groups.amax(0) <= threshold).logical_not_().nonzero().view(-1)  # a NaN is kept
+    inside = (groups.index_select(1, columns) <= threshold).logical_not_().view(-1).nonzero().view(-1)
+    count = max(columns.numel(), 1)
+    return inside.div(count, rounding_mode="floor") * groups.shape[1] + columns[inside % count]

@@ -19,8 +19,7 @@ from feather.operator import compute_dtype
 
 ALGORITHMS = ("auto", "sort", "counting")
 
-_CHUNK = 1 << 18  # elements; what is worked on stays in the cache
-_SAMPLE = 1 << 15  # elements
+_CHUNK = 1 << 19  # elements; what is worked on stays in the cache
 _DEVIATIONS = 3.5  # of the sample's rank, on each side of the window: 1 in 2000 random samples misses it
 _BLOCK = 8  # elements looked at together when those inside the window are gathered
 _SORT_BELOW = 1 << 22  # elements on a GPU: a sort of few needs fewer kernels, of many too much memory
@@ -132,10 +131,10 @@ def _by_sampling(flat: Sequence[Tensor], dtype: torch.dtype, ranks: tuple[int, i
 
 
 def _window(flat: Sequence[Tensor], dtype: torch.dtype, fraction: float) -> tuple[int, int]:
-    """Bit patterns that most likely enclose the magnitude at the relative rank ``fraction``, from a sample."""
+    """Bit patterns that most likely enclose the magnitude at the relative rank ``fraction``, from n^(2/3) samples."""
     integer = _integer(dtype)
     size = sum(w.numel() for w in flat)
-    stride = max(size // _SAMPLE, 1) | 1  # odd: channels come in even numbers, and all of them are to be met
+    stride = round(size ** (1 / 3)) | 1  # odd: channels come in even numbers, and all of them are to be met
     sample = torch.cat([w[::stride].to(dtype) for w in flat]).abs_().view(integer)
     count = sample.numel()
     spread = _DEVIATIONS * math.sqrt(count * fraction * (1 - fraction)) + 2

@@ -85,12 +85,11 @@ def test_few_different_magnitudes_in_large_weights_are_counted(values, sparsity)
     assert_exact([torch.tensor(values).repeat(-(-size // len(values)))[:size]], sparsity)
 
 
-@pytest.mark.parametrize("sparsity", [0.01, 0.5, 0.9])
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
 def test_a_sample_that_misleads_is_found_out(sparsity, monkeypatch):
     """Every sampled weight is far from the others."""
-    size = 20 * quantile._SAMPLE
-    weight = normal(size)
-    weight[:: (size // quantile._SAMPLE) | 1] = 100.0
+    weight = normal(21**3)
+    weight[::21] = 100.0
     counted = []
     by_counting = quantile._by_counting
     monkeypatch.setattr(quantile, "_by_counting", lambda *a: counted.append(1) or by_counting(*a))
