@@ -159,9 +159,9 @@ def test_few_kept_weights_may_hold_a_nan(monkeypatch):
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 1.0])
-@pytest.mark.parametrize("p", ORDERS)
+@pytest.mark.parametrize("p", [1, 2.5, 3, math.inf])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("size", [1, 7, 1000, 4099])
+@pytest.mark.parametrize("size", [1, 4099])
 def test_slices_of_a_large_weight_are_computed_as_the_whole(size, dtype, p, kept, monkeypatch):
     generator = torch.Generator().manual_seed(size)
     weight = torch.randn(size, generator=generator).to(dtype)

@@ -1,5 +1,6 @@
 """ImageFolder trees: crops derive from (seed, epoch, index), whatever the workers, processes and resumes."""
 
+import io
 import random
 
 import numpy as np
@@ -8,8 +9,8 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from engine.data import DataError, create_data
-from engine.data.imagenet import MEAN, STD, random_resized_crop
+from engine.data import DataError, create_data, imagenet
+from engine.data.imagenet import MEAN, STD, decode, random_resized_crop
 
 SIZE = 24
 
@@ -83,8 +84,7 @@ def test_a_resumed_epoch_decodes_its_tail_alone(tree, monkeypatch):
     loader = open_tree(tree).train
     whole = list(loader.epoch(2))
     opened = []
-    real_open = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or real_open(path))
+    monkeypatch.setattr(imagenet, "decode", lambda content: opened.append(content) or decode(content))
     assert_same(loader.epoch(2, start_step=2), whole[2:])
     assert len(opened) == 7
 
@@ -201,3 +201,15 @@ def test_empty_folders_and_downloads_are_refused(own_tree):
         open_tree(own_tree)
     with pytest.raises(DataError, match="cannot be downloaded"):
         open_tree(own_tree, download=True)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(1, 1), (17, 5), (40, 60)])
+def test_images_are_decoded_to_pillows_bits(mode, form, size):
+    if (mode, form) == ("CMYK", "PNG"):
+        pytest.skip("PNG knows no CMYK")
+    content = io.BytesIO()
+    pixels = np.random.RandomState(0).randint(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    Image.fromarray(pixels).convert(mode).save(content, form, quality=80)
+    assert np.array_equal(decode(content.getvalue()), Image.open(content).convert("RGB"))
