@@ -30,15 +30,23 @@ def start(composed: DictConfig) -> float:
     from engine.data import DataError
     from engine.distributed import session
     from engine.errors import user_errors
+    from engine.numerics import RollBack
 
+    left_out: list[int] = []  # steps that trainer.nonfinite=rollback goes back for
     with ExitStack() as stack:
         with user_errors():
             ranks = stack.enter_context(session(cfg.trainer.device))
         with user_errors(CheckpointError, DataError, FloatingPointError):
-            return train(cfg, ranks)
+            while True:
+                try:
+                    return train(cfg, ranks, left_out)
+                except RollBack as back:
+                    back.admit(left_out)
+                    cfg.overwrite = False  # of what this very command has written
+                    print(f"{back} Going back.", file=sys.stderr, flush=True)
 
 
-def train(cfg: Config, ranks) -> float:
+def train(cfg: Config, ranks, left_out: list[int]) -> float:
     import time
 
     import torch
@@ -53,6 +61,7 @@ def train(cfg: Config, ranks) -> float:
     from engine.errors import user_errors
     from engine.evaluate import evaluate
     from engine.interruption import EXIT_UNFINISHED, Interruption
+    from engine.numerics import NumberGuard
     from engine.optimization import create_optimizer, learning_rate
     from engine.outcome import describe_result, sparsity_record
     from engine.precision import resolve_precision
@@ -113,6 +122,7 @@ def train(cfg: Config, ranks) -> float:
     if ranks.rank:  # dropout and the like draw differently in every process
         seed_everything((cfg.seed + 7919 * ranks.rank) % 2**32)
     scaler = precision.scaler()
+    guard = NumberGuard(model, trainer.nonfinite, scaler, ranks, precision.autocast, left_out)
     network = torch.compile(model) if trainer.compile else model
     trained = DistributedDataParallel(network) if ranks.world_size > 1 else network
 
@@ -131,6 +141,7 @@ def train(cfg: Config, ranks) -> float:
         optimizer.load_state_dict(state["optimizer"])
         sparsifier.load_state_dict(state["sparsifier"])
         scaler.load_state_dict(state["scaler"])
+        guard.load_state_dict(state.get("guard", {}))
         set_rng_state(state["rng"][ranks.rank % len(state["rng"])])
         step, best, seconds = state["step"], state["best"], state["seconds"]
         began -= state["wall_seconds"]
@@ -149,12 +160,13 @@ def train(cfg: Config, ranks) -> float:
         say(f"  {tracker.description}")
 
     def save() -> None:
+        guard.settle()
         generators, sums = gather_objects(rng_state()), all_reduce_sum(totals.clone())
         if ranks.is_main:
             state = {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(), "sparsifier": sparsifier.state_dict(),
                 "scaler": scaler.state_dict(), "rng": generators, "step": step, "best": best, "seconds": seconds,
-                "wall_seconds": time.monotonic() - began, "totals": sums,
+                "wall_seconds": time.monotonic() - began, "totals": sums, "guard": guard.state_dict(),
             }  # fmt: skip
             save_checkpoint(run.path, state, step)
 
@@ -168,11 +180,9 @@ def train(cfg: Config, ranks) -> float:
         return whole * data.train.num_samples + rest * trainer.batch_size
 
     def mean_loss() -> float:
+        guard.settle()
         loss_sum, images = all_reduce_sum(totals.clone()).tolist()
-        loss = loss_sum / images
-        if loss - loss != 0:
-            raise ConfigError(f"The loss is {loss} at step {step}: lower optimizer.lr; the last checkpoint is kept.")
-        return loss
+        return loss_sum / max(images, 1)  # of no image where every step so far was left out
 
     # ---- train -----------------------------------------------------------------------------------------------------
     progress = Progress(
@@ -190,23 +200,27 @@ def train(cfg: Config, ranks) -> float:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, total_steps, steps_per_epoch, cfg.optimizer.lr, cfg.lr_schedule)
                 optimizer.zero_grad(set_to_none=True)
+                step_loss = torch.zeros_like(totals[0])
                 for part in range(trainer.accumulate):
                     x, y = (t.tensor_split(trainer.accumulate)[part] for t in (images, labels))
                     with precision.autocast():
                         logits = trained(x).float()
                         loss = F.cross_entropy(logits, y, reduction="sum", label_smoothing=trainer.label_smoothing)
-                        loss = loss / global_size
+                        loss = guard.loss(loss / global_size)
                     # DistributedDataParallel averages over processes, whose shares may differ by an image
                     scaler.scale(loss * ranks.world_size).backward()
-                    totals[0] += loss.detach() * global_size
+                    step_loss += loss.detach() * global_size
                 scaler.unscale_(optimizer)
-                if trainer.clip_grad_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.clip_grad_norm)
                 masks = sparsifier.masks() if recorded else []
-                scaler.step(optimizer)
-                scaler.update()
+                if guard.allows(step, x):
+                    if trainer.clip_grad_norm is not None:
+                        torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.clip_grad_norm)
+                    scaler.step(optimizer)
+                    scaler.update()
+                    guard.count_overflow(step)
+                    totals[0] += step_loss
+                    totals[1] += len(labels)
                 step += 1
-                totals[1] += len(labels)
                 progress.update(global_size)
                 if recorded:
                     mask_change = sparsifier.mask_change(masks)
@@ -239,6 +253,7 @@ def train(cfg: Config, ranks) -> float:
                 "step": step, "epoch": step / steps_per_epoch, "train/loss": train_loss, "val/loss": eval_loss,
                 "val/top1": top1, "train/lr": optimizer.param_groups[0]["lr"], "sparsity/target": sparsifier.sparsity,
                 "sparsity/mask_change": mask_change, **sparsity_record(sparsifier.report()),
+                "train/skipped_steps": guard.skipped, "train/overflows": guard.overflows,
                 "perf/images_per_second": rate,
             })  # fmt: skip
             figures = {"loss": train_loss, "accuracy": top1, "sparsity": sparsifier.sparsity}
@@ -255,7 +270,8 @@ def train(cfg: Config, ranks) -> float:
 
     # ---- the final model and its result -----------------------------------------------------------------------------
     with user_errors(RuntimeError):
-        report = sparsifier.finalize()
+        # a step that was left out may be the one that the schedule lacks
+        report = sparsifier.finalize(at_once=guard.skipped + guard.overflows > 0)
     eval_loss, top1 = evaluate(network, data.eval.epoch(0), autocast=precision.autocast, reduce=all_reduce_sum)
     if ranks.is_main:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
@@ -268,6 +284,7 @@ def train(cfg: Config, ranks) -> float:
             final_top1=top1, best_top1=max(best, top1), final_loss=eval_loss, wall_seconds=time.monotonic() - began,
             images_per_second=images_until(step) / seconds, model_file=weights, eval_split=data.eval_split,
             theta=getattr(sparsifier.method, "theta", None), p=getattr(sparsifier.method, "p", None),
+            skipped_steps=guard.skipped, overflows=guard.overflows,
         )  # fmt: skip
         tracker.summary(result)
         tracker.artifact(weights, f"{run.path.name}-model")

@@ -94,6 +94,7 @@ class TrainerConfig:
     channels_last: bool = True
     device: str = "auto"  # auto, cpu, cuda
     deterministic: bool = False
+    nonfinite: str = "raise"  # raise, skip or rollback: what follows a loss or gradient that is not finite
     max_steps: int | None = None  # stop the whole run, schedules included, after so many optimizer steps
     log_every: int = 50  # steps between two records in metrics.jsonl; every epoch has one anyhow
     checkpoint_every: int = 1  # epochs
@@ -166,6 +167,8 @@ def config_hash(cfg: Config) -> str:
         del plain["modifier"], plain["modifier_options"]
     if not plain["framework"]["options"]:
         plain["framework"].pop("options")  # younger too
+    if plain["trainer"]["nonfinite"] == "raise":
+        del plain["trainer"]["nonfinite"]  # younger too
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -235,6 +238,7 @@ def _validate(cfg: Config) -> None:
     for key, value, choices in (
         ("trainer.precision", trainer.precision, ("auto", "fp32", "bf16", "fp16")),
         ("trainer.device", trainer.device, ("auto", "cpu", "cuda")),
+        ("trainer.nonfinite", trainer.nonfinite, ("raise", "skip", "rollback")),
         ("optimizer.name", optimizer.name, ("sgd", "adamw")),
         ("modifier", cfg.modifier, ("none", "ham")),
         ("lr_schedule.name", cfg.lr_schedule.name, ("cosine", "constant")),

@@ -288,7 +288,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(monke
     for run, method in (("sparse", "sparsity=0.6"), ("dense", "sparsity=0")):
         with pytest.raises(ConfigError) as error:
             start(f"run_dir={run}", method, "trainer.clip_grad_norm=null", "trainer.log_every=1")
-        assert re.search(r"(at step|after) [5-8]\b", str(error.value)), error.value
+        assert re.search(r"(At step|after) [5-8]\b", str(error.value)), error.value
         assert len(str(error.value).splitlines()) == 1
         state, _ = load_checkpoint(run)
         assert state["step"] == 4
