@@ -8,7 +8,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all lint lock clean
+.PHONY: help install quickstart test test-all torture lint lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -22,6 +22,9 @@ test: $(STAMP)  ## run the tests
 
 test-all: $(STAMP)  ## run the tests, the long ones included
 	$(PYTEST) -m "long or not long"
+
+torture: $(STAMP)  ## kill 100 training runs at random moments and compare what they end with (about half an hour)
+	$(BIN)/python scripts/torture.py --kills 100 --out results/benchmarks/torture.json
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .

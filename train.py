@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -30,20 +31,15 @@ def start(composed: DictConfig) -> float:
     from engine.data import DataError
     from engine.distributed import session
     from engine.errors import user_errors
-    from engine.numerics import RollBack
+    from engine.lock import release
+    from engine.numerics import with_rollbacks
 
-    left_out: list[int] = []  # steps that trainer.nonfinite=rollback goes back for
     with ExitStack() as stack:
         with user_errors():
             ranks = stack.enter_context(session(cfg.trainer.device))
-        with user_errors(CheckpointError, DataError, FloatingPointError):
-            while True:
-                try:
-                    return train(cfg, ranks, left_out)
-                except RollBack as back:
-                    back.admit(left_out)
-                    cfg.overwrite = False  # of what this very command has written
-                    print(f"{back} Going back.", file=sys.stderr, flush=True)
+        stack.callback(release)
+        with user_errors(CheckpointError, DataError, FloatingPointError, OSError):
+            return with_rollbacks(lambda left_out: train(cfg, ranks, left_out))
 
 
 def train(cfg: Config, ranks, left_out: list[int]) -> float:
@@ -129,6 +125,7 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
     # ---- go on where an earlier process stopped -------------------------------------------------------------------
     if ranks.is_main:
         run.create(cfg)
+    cfg.overwrite = False  # what this very command has written stays, also after a rollback
     barrier()
     step, top1, best, seconds = 0, 0.0, 0.0, 0.0  # seconds: of training alone
     began = time.monotonic()
@@ -148,7 +145,8 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
         totals.copy_(state["totals"] * ranks.is_main)
         say(f"Going on from {path} at step {step} of {total_steps}.")
     log = MetricsLog(run.path / "metrics.jsonl")
-    history = log.truncate(after_step=step) if ranks.is_main else []
+    with user_errors():
+        history = log.restore(state if loaded is not None else None) if ranks.is_main else []
     tracker = create_tracker(
         cfg.logger.name if ranks.is_main else "none", directory=run.path, run_id=run.run_id, history=history,
         **labels(cfg, run),
@@ -163,17 +161,26 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
         guard.settle()
         generators, sums = gather_objects(rng_state()), all_reduce_sum(totals.clone())
         if ranks.is_main:
+            run.check()
             state = {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(), "sparsifier": sparsifier.state_dict(),
                 "scaler": scaler.state_dict(), "rng": generators, "step": step, "best": best, "seconds": seconds,
                 "wall_seconds": time.monotonic() - began, "totals": sums, "guard": guard.state_dict(),
+                "metrics": log.content(),
             }  # fmt: skip
             save_checkpoint(run.path, state, step)
 
     def write(record: dict[str, object]) -> None:
         if ranks.is_main:
+            run.check()
             log.append(record)
             tracker.log(record, step)
+
+    def stop(where: str) -> NoReturn:
+        barrier()
+        tracker.finish()
+        say(f"Stopped after {where}; the same command goes on from here.")
+        sys.exit(EXIT_UNFINISHED)
 
     def images_until(steps: int) -> int:
         whole, rest = divmod(steps, steps_per_epoch)
@@ -238,11 +245,7 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
 
             if not last_of_epoch:
                 save()
-                barrier()
-                tracker.finish()
-                why = f"{interruption.reason}; the same command goes on from here."
-                say(f"Stopped after step {step} of {total_steps}: {why}")
-                sys.exit(EXIT_UNFINISHED)
+                stop(f"step {step} of {total_steps}: {interruption.reason}")
 
             # ---- the epoch's evaluation, record and checkpoint ------------------------------------------------------
             train_loss = mean_loss()
@@ -262,11 +265,7 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
             if (epoch + 1) % trainer.checkpoint_every == 0 or step == total_steps or interruption.requested(0):
                 save()
             if step < total_steps and interruption.requested(0):
-                barrier()
-                tracker.finish()
-                why = f"{interruption.reason}; the same command goes on from here."
-                say(f"Stopped after epoch {epoch + 1} of {epochs}: {why}")
-                sys.exit(EXIT_UNFINISHED)
+                stop(f"epoch {epoch + 1} of {epochs}: {interruption.reason}")
 
     # ---- the final model and its result -----------------------------------------------------------------------------
     with user_errors(RuntimeError):

@@ -12,6 +12,7 @@ import re
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,7 +63,8 @@ def save_checkpoint(directory: str | Path, state: dict[str, Any], step: int, kee
         The path of the new checkpoint.
 
     Raises:
-        CheckpointError: ``state`` holds something that ``load_checkpoint`` would refuse.
+        CheckpointError: ``state`` holds something that ``load_checkpoint`` would refuse, or the file cannot be written;
+            the checkpoints before it are untouched then.
         ValueError: ``keep`` or ``step`` is out of range.
     """
     if keep < 1:
@@ -71,13 +73,18 @@ def save_checkpoint(directory: str | Path, state: dict[str, Any], step: int, kee
         raise ValueError(f"step={step} must not be negative")
     _check_loadable(state, "state")
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(directory)
-
     content = {"format": FORMAT, "state": state}
-    temporary, digest = _write_temporary(directory, lambda file: torch.save(content, file))
-    path = directory / f"checkpoint_{step:08d}-{digest[:16]}.pt"
-    _publish(temporary, path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(directory)
+        temporary, digest = _write_temporary(directory, lambda file: torch.save(content, file))
+        path = directory / f"checkpoint_{step:08d}-{digest[:16]}.pt"
+        _publish(temporary, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"The checkpoint of step {step} cannot be written to {directory} ({error.strerror or error}): make room or "
+            "give access; the last one is kept, and the same command goes on from it."
+        ) from error
 
     others = [other for other in list_checkpoints(directory) if other != path]
     earlier = [other for other in others if _step(other) < step]
@@ -172,10 +179,15 @@ class _HashingWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.hash = hashlib.sha256()
+        self.error: OSError | None = None  # which torch.save reports as a RuntimeError of its own
 
     def write(self, data: Any) -> int:
         self.hash.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -184,6 +196,7 @@ class _HashingWriter:
 def _write_temporary(directory: Path, content: bytes | Callable[[BinaryIO], object]) -> tuple[Path, str]:
     """Write to a new hidden file of ``directory``, down to the disk; returns it with the hex SHA-256 of its content."""
     temporary = directory / f"{_TEMPORARY}{uuid.uuid4().hex}"
+    writer = None
     try:
         with temporary.open("xb") as file:
             writer = _HashingWriter(file)
@@ -193,8 +206,11 @@ def _write_temporary(directory: Path, content: bytes | Callable[[BinaryIO], obje
                 content(writer)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if writer is not None and writer.error is not None and error is not writer.error:
+            raise writer.error from None
         raise
     return temporary, writer.hash.hexdigest()
 

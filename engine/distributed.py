@@ -4,6 +4,7 @@ Every collective here returns its input unchanged when there is only one process
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from engine.config import ConfigError
+
 T = TypeVar("T")
+
+# what Gloo and NCCL say when a peer is gone or silent
+_PEER_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|socket", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,21 @@ def init(device: str = "auto", timeout_minutes: float = 10.0) -> Ranks:
 
 @contextmanager
 def session(device: str = "auto", timeout_minutes: float = 10.0) -> Iterator[Ranks]:
-    """``init``, and leave the process group at the end, also after an error."""
+    """``init``, and leave the process group at the end, also after an error.
+
+    Raises:
+        ConfigError: another process has died or does not answer.
+    """
     ranks = init(device, timeout_minutes)
     try:
         yield ranks
+    except RuntimeError as error:
+        if ranks.world_size == 1 or not _PEER_LOST.search(str(error)):
+            raise
+        raise ConfigError(
+            f"Process {ranks.rank} of {ranks.world_size} ends because another one has ended or does not answer: the "
+            "other's message says why; the same command goes on from the last checkpoint."
+        ) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

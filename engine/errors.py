@@ -20,4 +20,12 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds or (ValueError, OSError, DataError, CheckpointError) as error:  # noqa: B030
-        raise ConfigError(f"{str(error).rstrip('.')}.") from error
+        raise ConfigError(f"{_sentence(error).rstrip('.')}.") from error
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return (
+            f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}; the same command goes on once it can"
+        )
+    return " ".join(str(error).split())

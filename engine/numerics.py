@@ -12,6 +12,7 @@ processes. They decide alike without a collective of their own.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -39,15 +40,22 @@ class RollBack(Exception):
         super().__init__(what)
         self.step = step
 
-    def admit(self, left_out: list[int]) -> None:
-        """Add the step to those that earlier rollbacks left out.
 
-        Raises:
-            NotFiniteError: it is one rollback too many.
-        """
-        if len(left_out) == MOST_ROLLBACKS:
-            raise NotFiniteError(f"{self} That was after {MOST_ROLLBACKS} rollbacks.")
-        left_out.append(self.step)
+def with_rollbacks(train: Callable[[list[int]], float]) -> float:
+    """``train(left_out)``, where the list grows by one step, and training goes back, with every ``RollBack``.
+
+    Raises:
+        NotFiniteError: it is one rollback too many.
+    """
+    left_out: list[int] = []
+    while True:
+        try:
+            return train(left_out)
+        except RollBack as back:
+            if len(left_out) == MOST_ROLLBACKS:
+                raise NotFiniteError(f"{back} That was after {MOST_ROLLBACKS} rollbacks.") from None
+            left_out.append(back.step)
+            print(f"{back} Going back.", file=sys.stderr, flush=True)
 
 
 class NumberGuard:

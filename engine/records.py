@@ -1,6 +1,7 @@
 """What a run writes down: ``metrics.jsonl``, JSON files, and the environment it ran in."""
 
 import json
+import logging
 import math
 import os
 import platform
@@ -16,6 +17,8 @@ from engine.checkpoint import atomic_write
 from engine.precision import cpu_has_bf16
 
 _PACKAGES = ("torch", "feather-sparsity", "torchvision", "timm", "numpy", "hydra-core", "wandb")
+
+_log = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -35,7 +38,6 @@ class MetricsLog:
         """
         if not isinstance(record.get("step"), int):
             raise ValueError(f"a metrics record needs an integer 'step', got {record.get('step')!r}")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_dump(record) + "\n")
 
@@ -43,11 +45,29 @@ class MetricsLog:
         """All records, oldest first; see ``read_metrics``."""
         return read_metrics(self.path)
 
-    def truncate(self, after_step: int) -> list[dict[str, Any]]:
-        """Drop every record of a later step, and a half-written last line; returns what stays.
+    def content(self) -> bytes:
+        """The file as it is, which a checkpoint holds: with it nothing of the history can be lost."""
+        return self.path.read_bytes() if self.path.exists() else b""
 
-        A resumed run calls it with its checkpoint's step, so that each step stands in the file once.
+    def restore(self, checkpoint: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+        """Make the file what it was at a checkpoint, empty where there is None; returns its records.
+
+        Records of later steps and a half-written line go, so that each step stands in the file once. What a damaged
+        file lacks comes back from the checkpoint's ``metrics``; an older checkpoint has none, but its ``step``.
+
+        Raises:
+            ValueError: a line that is needed is damaged, and the checkpoint does not hold it.
         """
+        if checkpoint is not None and "metrics" not in checkpoint:
+            return self.truncate(after_step=checkpoint["step"])
+        content = b"" if checkpoint is None else checkpoint["metrics"]
+        if not self.content().startswith(content):
+            _log.warning("METRICS DAMAGED: %s is not what it was; it is restored from the checkpoint", self.path)
+        atomic_write(self.path, content)
+        return self.read()
+
+    def truncate(self, after_step: int) -> list[dict[str, Any]]:
+        """Drop every record of a later step, and a half-written last line; returns what stays."""
         kept = [record for record in self.read() if record["step"] <= after_step]
         atomic_write(self.path, "".join(_dump(record) + "\n" for record in kept).encode())
         return kept
@@ -69,9 +89,11 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError
+        except ValueError as error:
             raise ValueError(
-                f"{path}, line {number} is no JSON object: restore the file or start the run anew"
+                f"{path}, line {number} is no JSON object with a step: restore the file or start the run anew"
             ) from error
         records.append(record)
     return records

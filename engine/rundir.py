@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from engine.checkpoint import atomic_write
 from engine.config import Config, ConfigError, config_hash, run_directory
+from engine.lock import NAME as LOCK
+from engine.lock import hold, still_holds
 from engine.records import write_json
 
 _FORMAT = 1
@@ -31,17 +33,21 @@ class RunDirectory:
     result: dict[str, Any] | None  # of a finished run
 
     def create(self, cfg: Config) -> None:
-        """Make a new run's directory, once the run is known to be possible; of an old one nothing changes.
+        """Lock the directory, once the run is known to be possible, and mark a new one; of an old one nothing changes.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: it cannot be written, or another process works or has worked there meanwhile.
         """
-        if not self.is_new and (self.path / "config.yaml").exists():
-            return
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            hold(self.path)
+            now = open_run_directory(cfg)
+            if (now.is_new, now.result) != (self.is_new, self.result):
+                raise ConfigError(f"run_dir={self.path} was changed by another process meanwhile: start again.")
+            if not self.is_new and (self.path / "config.yaml").exists():
+                return
             if self.is_new:
                 _clear(self.path)
-                self.path.mkdir(parents=True, exist_ok=True)
                 marker = {"format": _FORMAT, "config_hash": self.config_hash, "run_id": self.run_id}
                 write_json(self.path / "run.json", marker)
             config = OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True)
@@ -50,6 +56,17 @@ class RunDirectory:
             raise ConfigError(
                 f"run_dir={self.path} cannot be written ({error.strerror}): name another folder."
             ) from None
+
+    def check(self) -> None:
+        """To be called before anything is written.
+
+        Raises:
+            ConfigError: the directory is not the one that this run has locked.
+        """
+        if not still_holds(self.path):
+            raise ConfigError(
+                f"run_dir={self.path} has vanished while the run was working in it: restore it, or start the run anew."
+            )
 
 
 def open_run_directory(cfg: Config) -> RunDirectory:
@@ -62,7 +79,7 @@ def open_run_directory(cfg: Config) -> RunDirectory:
     marker = path / "run.json"
     if path.exists() and not path.is_dir():
         raise ConfigError(f"run_dir={path} is a file: name a folder.")
-    if path.is_dir() and not marker.exists() and any(not entry.name.startswith(".tmp-") for entry in path.iterdir()):
+    if path.is_dir() and not marker.exists() and any(not _is_passing(entry.name) for entry in path.iterdir()):
         raise ConfigError(f"run_dir={path} is not empty and not a run's directory: name a new folder.")
     if marker.exists() and not cfg.overwrite:
         known = _read_json(marker)
@@ -79,6 +96,11 @@ def open_run_directory(cfg: Config) -> RunDirectory:
         result = _read_json(finished) if finished.exists() else None
         return RunDirectory(path, known["run_id"], digest, False, result)
     return RunDirectory(path, secrets.token_hex(6), digest, True, None)
+
+
+def _is_passing(name: str) -> bool:
+    """Whether a file is what a killed process leaves in a directory that it had not marked yet."""
+    return name == LOCK or name.startswith(".tmp-")
 
 
 def _clear(path: Path) -> None:

@@ -210,8 +210,8 @@ def plain_network(*then: Any) -> None:
     models.factory.OURS["resnet20"] = Plain
     finalize = Sparsifier.finalize
 
-    def finalize_and_write(self: Sparsifier, *args: Any) -> Any:
-        report = finalize(self, *args)
+    def finalize_and_write(self: Sparsifier, **options: Any) -> Any:
+        report = finalize(self, **options)
         own = {
             "thresholds": [layer.threshold for layer in report.layers],
             "zeros": [layer.zeros for layer in report.layers],

@@ -10,6 +10,7 @@ from engine.records import MetricsLog, environment, read_metrics, write_json
 
 
 def log_with(path: Path, steps: list[int]) -> MetricsLog:
+    path.mkdir(exist_ok=True)
     log = MetricsLog(path / "metrics.jsonl")
     for step in steps:
         log.append({"step": step, "train/loss": step / 3})

@@ -1,19 +1,22 @@
 """What is found in a run directory, and what a crash in between may leave there."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine import rundir
 from engine.config import Config, ConfigError, config_hash, prepare
+from engine.lock import release
 from engine.rundir import open_run_directory
 from tests.train_helpers import compose
 
 
 @pytest.fixture
-def cfg(tmp_path: Path) -> Config:
-    return prepare(compose(f"run_dir={tmp_path / 'run'}"))
+def cfg(tmp_path: Path) -> Iterator[Config]:
+    yield prepare(compose(f"run_dir={tmp_path / 'run'}"))
+    release()
 
 
 def test_looking_writes_nothing_and_creating_marks_the_folder(cfg: Config, tmp_path: Path) -> None:
@@ -24,6 +27,8 @@ def test_looking_writes_nothing_and_creating_marks_the_folder(cfg: Config, tmp_p
     again = open_run_directory(cfg)
     assert (again.is_new, again.result, again.run_id) == (False, None, new.run_id)
     assert again.config_hash == config_hash(cfg)
+    assert {path.name for path in new.path.iterdir()} == {"config.yaml", "run.json", ".lock"}
+    release()
     assert {path.name for path in new.path.iterdir()} == {"config.yaml", "run.json"}
 
 
@@ -92,7 +97,7 @@ def test_a_crash_while_an_old_run_is_removed_leaves_no_half_of_it_as_finished(
     assert open_run_directory(cfg).result is None
     cfg.overwrite = True
     open_run_directory(cfg).create(cfg)
-    assert {path.name for path in run.path.iterdir()} == {"config.yaml", "run.json", "notes.txt"}
+    assert {path.name for path in run.path.iterdir()} == {"config.yaml", "run.json", "notes.txt", ".lock"}
 
 
 @pytest.mark.parametrize(
