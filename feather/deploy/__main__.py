@@ -1,0 +1,7 @@
+"""``python -m feather.deploy`` is ``feather``."""
+
+import sys
+
+from feather.deploy.cli import main
+
+sys.exit(main())

@@ -1,0 +1,250 @@
+"""C text of the inner loops. Each function here writes one C function for one combination of sizes, fully unrolled.
+
+Accumulators are separate variables, not an array: then they stay in registers with every compiler.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from feather.deploy.graph import Activation
+
+
+def literal(value: float) -> str:
+    """A float32 constant in C."""
+    if math.isinf(value):
+        return "-__builtin_inff()" if value < 0 else "__builtin_inff()"
+    return f"{float(np.float32(value))!r}f"
+
+
+def activation_key(activation: Activation | None) -> str:
+    """Part of a function's name."""
+    if activation is None:
+        return ""
+    if activation == Activation():
+        return "_relu"
+    if activation.kind == "hardswish":
+        return "_hardswish"
+    bounds = f"{activation.low:g}_{activation.high:g}"
+    return "_clamp_" + bounds.replace("-", "m").replace(".", "p").replace("+", "")
+
+
+def activate(activation: Activation | None, width: int, x: str) -> list[str]:
+    """Statements that apply an activation to the vector variable ``x``; ``zero`` is a vector of zeros in scope."""
+    if activation is None:
+        return []
+    if activation.kind == "hardswish":
+        return [
+            f"{{ vf{width} g = {x} + 3.0f; g = select{width}(g < zero, zero, g);",
+            f"  g = select{width}(g > zero + 6.0f, zero + 6.0f, g); {x} = {x} * g * {literal(1 / 6)}; }}",
+        ]
+    lines = []
+    # Comparisons that are false for a NaN keep it, as PyTorch does.
+    if activation.low > -math.inf:
+        low = "zero" if activation.low == 0 else f"(zero + {literal(activation.low)})"
+        lines.append(f"{x} = select{width}({x} < {low}, {low}, {x});")
+    if activation.high < math.inf:
+        high = f"(zero + {literal(activation.high)})"
+        lines.append(f"{x} = select{width}({x} > {high}, {high}, {x});")
+    return lines
+
+
+def activate_scalar(activation: Activation | None, x: str) -> list[str]:
+    """The same for a float variable."""
+    if activation is None:
+        return []
+    if activation.kind == "hardswish":
+        return [
+            f"{{ f32 g = {x} + 3.0f; g = g < 0.0f ? 0.0f : g;",
+            f"  g = g > 6.0f ? 6.0f : g; {x} = {x} * g * {literal(1 / 6)}; }}",
+        ]
+    lines = []
+    if activation.low > -math.inf:
+        lines.append(f"{x} = {x} < {literal(activation.low)} ? {literal(activation.low)} : {x};")
+    if activation.high < math.inf:
+        lines.append(f"{x} = {x} > {literal(activation.high)} ? {literal(activation.high)} : {x};")
+    return lines
+
+
+def types(width: int) -> str:
+    """Vector types of a width, and the choice between two by a comparison."""
+    return f"""
+typedef float vf{width} __attribute__((vector_size({4 * width}), may_alias));
+typedef float vu{width} __attribute__((vector_size({4 * width}), aligned(4), may_alias));
+typedef int32_t vi{width} __attribute__((vector_size({4 * width}), may_alias));
+static inline __attribute__((always_inline, unused)) vf{width} select{width}(vi{width} m, vf{width} a, vf{width} b)
+{{ return (vf{width})(((vi{width})a & m) | ((vi{width})b & ~m)); }}
+"""
+
+
+@dataclass(frozen=True)
+class ConvKernel:
+    """Sparse convolution of one tile of ``vectors`` vectors for ``block`` output channels at a time.
+
+    ``finish`` is what happens to a result before it is stored: "", "mask" (gaps cleared) or "scale" (also multiplied
+    by a factor for each pixel).
+    """
+
+    width: int
+    vectors: int
+    block: int
+    index: str
+    residual: bool
+    activation: Activation | None
+    finish: str
+
+    @property
+    def name(self) -> str:
+        tail = ("_add" if self.residual else "") + activation_key(self.activation)
+        tail += f"_{self.finish}" if self.finish else ""
+        return f"conv_{self.width}x{self.vectors}_b{self.block}_{self.index}{tail}"
+
+    def chains(self) -> int:
+        """Independent sums per result, so that short tiles do not wait for the latency of the addition."""
+        return max(1, min(4, 4 // (self.vectors * self.block)))
+
+    def text(self) -> str:
+        w, t, b, chains = self.width, range(self.vectors), range(self.block), self.chains()
+        lines = [
+            f"static __attribute__((noinline)) void {self.name}(const f32 *in, f32 *out, const f32 *res,",
+            f"    const {self.index} *offsets, const f32 *weights, const u32 *pointers, const f32 *bias,",
+            "    const i32 *mask, const f32 *scale, long stride, int first, int last)",
+            "{",
+            f"  const vf{w} zero = {{0}};",
+            "  (void)zero; (void)res; (void)mask; (void)scale;",
+            "  for (int c = first; c < last; ++c) {",
+            f"    const {self.index} *o = offsets + pointers[c], *end = offsets + pointers[c + 1];",
+            f"    const f32 *v = weights + (long)pointers[c] * {self.block};",
+        ]
+        for j in b:
+            lines += [f"    vf{w} a{j}_{k} = zero + bias[c * {self.block} + {j}];" for k in t]
+        for u in range(1, chains):
+            names = ", ".join(f"a{j}_{k}_{u} = zero" for j in b for k in t)
+            lines.append(f"    vf{w} {names};")
+        if chains > 1:
+            lines.append(f"    for (; end - o >= {chains}; o += {chains}, v += {chains * self.block}) {{")
+            for u in range(chains):
+                lines += self.products(f"o[{u}]", f"v + {u * self.block}", f"_{u}" if u else "")
+            lines.append("    }")
+        lines.append(f"    for (; o != end; ++o, v += {self.block}) {{")
+        lines += self.products("*o", "v", "")
+        lines.append("    }")
+        for u in range(1, chains):
+            lines.append("    " + " ".join(f"a{j}_{k} += a{j}_{k}_{u};" for j in b for k in t))
+        for j in b:
+            lines.append(f"    {{ f32 *p = out + (long)(c * {self.block} + {j}) * stride;")
+            if self.residual:
+                lines.append(f"      const f32 *r = res + (long)(c * {self.block} + {j}) * stride;")
+            for k in t:
+                lines += self.store(f"a{j}_{k}", k * w)
+            lines.append("    }")
+        lines += ["  }", "}", ""]
+        return "\n".join(lines)
+
+    def products(self, offset: str, weights: str, suffix: str) -> list[str]:
+        w = self.width
+        lines = [f"      {{ const f32 *p = in + {offset}, *s = {weights};"]
+        if self.block == 1:
+            lines.append("        const f32 s0 = s[0];")
+            lines += [f"        a0_{k}{suffix} += s0 * *(const vu{w} *)(p + {k * w});" for k in range(self.vectors)]
+        else:
+            lines += [f"        const vf{w} x{k} = *(const vu{w} *)(p + {k * w});" for k in range(self.vectors)]
+            for j in range(self.block):
+                lines.append(f"        {{ const f32 q = s[{j}];")
+                lines += [f"          a{j}_{k}{suffix} += q * x{k};" for k in range(self.vectors)]
+                lines.append("        }")
+        return [*lines, "      }"]
+
+    def store(self, x: str, at: int) -> list[str]:
+        w = self.width
+        lines = []
+        if self.finish == "scale":
+            lines.append(f"{x} *= *(const vf{w} *)(scale + {at});")
+        if self.residual:
+            lines.append(f"{x} += *(const vf{w} *)(r + {at});")
+        lines += activate(self.activation, w, x)
+        if self.finish:
+            lines.append(f"{x} = (vf{w})((vi{w}){x} & *(const vi{w} *)(mask + {at}));")
+        lines.append(f"*(vf{w} *)(p + {at}) = {x};")
+        return ["      " + line for line in lines]
+
+
+@dataclass(frozen=True)
+class MaxKernel:
+    """Largest of several cells for one tile of every channel."""
+
+    width: int
+    vectors: int
+    masked: bool
+
+    @property
+    def name(self) -> str:
+        return f"max_{self.width}x{self.vectors}" + ("_mask" if self.masked else "")
+
+    def text(self) -> str:
+        w, t = self.width, range(self.vectors)
+        lines = [
+            f"static __attribute__((noinline)) void {self.name}(const f32 *in, f32 *out, const i32 *offsets,",
+            "    int count, const i32 *mask, long in_stride, long stride, int first, int last)",
+            "{",
+            "  (void)mask;",
+            "  for (int c = first; c < last; ++c) {",
+            "    const f32 *p = in + c * in_stride;",
+            "    f32 *q = out + c * stride;",
+        ]
+        lines += [f"    vf{w} a{k} = *(const vu{w} *)(p + offsets[0] + {k * w});" for k in t]
+        lines += ["    for (int i = 1; i < count; ++i) {", "      const f32 *s = p + offsets[i];"]
+        lines += [
+            f"      {{ const vf{w} x = *(const vu{w} *)(s + {k * w}); a{k} = select{w}(a{k} < x, x, a{k}); }}"
+            for k in t
+        ]
+        lines.append("    }")
+        for k in t:
+            value = f"(vf{w})((vi{w})a{k} & *(const vi{w} *)(mask + {k * w}))" if self.masked else f"a{k}"
+            lines.append(f"    *(vf{w} *)(q + {k * w}) = {value};")
+        lines += ["  }", "}", ""]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class PointwiseKernel:
+    """Scale, shift, addition and activation of whole planes."""
+
+    width: int
+    affine: bool
+    addition: bool
+    activation: Activation | None
+    masked: bool
+
+    @property
+    def name(self) -> str:
+        parts = [f"pointwise_{self.width}", "_affine" * self.affine, "_add" * self.addition]
+        return "".join(parts) + activation_key(self.activation) + "_mask" * self.masked
+
+    def text(self) -> str:
+        w = self.width
+        lines = [
+            f"static __attribute__((noinline)) void {self.name}(const f32 *a, const f32 *b, f32 *out,",
+            "    const f32 *scale, const f32 *shift, const i32 *mask, long stride, int vectors, int first, int last)",
+            "{",
+            f"  const vf{w} zero = {{0}};",
+            "  (void)zero; (void)b; (void)scale; (void)shift; (void)mask;",
+            "  for (int c = first; c < last; ++c) {",
+            "    const long at = c * stride;",
+        ]
+        if self.affine:
+            lines.append("    const f32 m = scale[c], d = shift[c];")
+        lines += [
+            f"    for (int i = 0; i < vectors * {w}; i += {w}) {{",
+            f"      vf{w} x = *(const vf{w} *)(a + at + i){' * m + d' if self.affine else ''};",
+        ]
+        if self.addition:
+            lines.append(f"      x += *(const vf{w} *)(b + at + i);")
+        lines += ["      " + line for line in activate(self.activation, w, "x")]
+        if self.masked:
+            lines.append(f"      x = (vf{w})((vi{w})x & *(const vi{w} *)(mask + i));")
+        lines += [f"      *(vf{w} *)(out + at + i) = x;", "    }", "  }", "}", ""]
+        return "\n".join(lines)

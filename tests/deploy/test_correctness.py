@@ -1,0 +1,128 @@
+"""The generated C computes what PyTorch computes, and touches no memory but its own."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from models import create_model
+from tests.deploy.networks import Case, networks
+from tests.deploy.tools import (
+    NATIVE,
+    SANITIZERS,
+    assert_close,
+    digits,
+    needs_arm_tools,
+    needs_compiler,
+    reference,
+    run_program,
+    settle,
+    sparsify,
+)
+
+QEMU = ("qemu-aarch64",)
+# Each example runs a compiler: no shrinking, which would take minutes.
+COMPILED = settings(deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate))
+
+
+def check(model: nn.Module, images: Tensor, target: str, **options: object) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        found = run_program(model, images, Path(directory), target, **options)  # type: ignore[arg-type]
+    assert_close(found, reference(model, images))
+
+
+def small_resnet() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    images = digits(4, 16)
+    return settle(sparsify(create_model("resnet20", num_classes=10, width=8), 0.9), images), images
+
+
+@settings(COMPILED, max_examples=8)
+@given(networks(), st.sampled_from(NATIVE), st.sampled_from([1, 3]), st.sampled_from([None, 1, 2, 4]))
+def test_random_networks(case: Case, target: str, batch: int, block: int | None) -> None:
+    needs_compiler()
+    check(case.model, case.images, target, batch=batch, block=block)
+
+
+@settings(COMPILED, max_examples=4)
+@given(networks(), st.sampled_from(NATIVE), st.sampled_from([1, 3]))
+def test_random_networks_under_sanitizers(case: Case, target: str, batch: int) -> None:
+    needs_compiler()
+    check(case.model, case.images, target, batch=batch, flags=SANITIZERS)
+
+
+@pytest.mark.long
+@settings(COMPILED, max_examples=150)
+@given(networks(), st.sampled_from(NATIVE), st.sampled_from([1, 3]), st.sampled_from([None, 1, 2, 4]))
+def test_many_random_networks_under_sanitizers(case: Case, target: str, batch: int, block: int | None) -> None:
+    needs_compiler()
+    check(case.model, case.images, target, batch=batch, block=block, flags=SANITIZERS)
+
+
+@pytest.mark.long
+@settings(COMPILED, max_examples=40)
+@given(networks(), st.sampled_from([1, 3]), st.sampled_from([None, 1, 2, 4]))
+def test_random_networks_on_arm(case: Case, batch: int, block: int | None) -> None:
+    needs_arm_tools()
+    check(case.model, case.images, "neon", batch=batch, block=block, flags=("-O1", "-static"), emulator=QEMU)
+
+
+@pytest.mark.parametrize("target", NATIVE)
+def test_resnet_on_real_images(target: str) -> None:
+    needs_compiler()
+    check(*small_resnet(), target)
+
+
+def test_resnet_on_arm() -> None:
+    needs_arm_tools()
+    check(*small_resnet(), "neon", flags=("-O1", "-static"), emulator=QEMU)
+
+
+def test_a_phase_may_need_more_zeros_before_it_than_its_neighbour_leaves() -> None:
+    """Padding 4 at stride 3: the phases differ in how far they reach beyond the border."""
+    needs_compiler()
+    torch.manual_seed(0)
+    for size in (4, 5, 11, 17):
+        check(nn.Conv2d(5, 4, (4, 3), 3, 4, 2), torch.randn(3, 5, size, size + 1), "c", batch=3)
+
+
+def test_threads_change_nothing(tmp_path: Path) -> None:
+    needs_compiler()
+    model, images = small_resnet()
+    flags = ("-O1", "-fopenmp", "-DNET_THREADS=3")
+    found = run_program(model, images, tmp_path, "c", flags=flags)
+    np.testing.assert_array_equal(found, run_program(model, images, tmp_path, "c"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("target", [*NATIVE, "neon"])
+@pytest.mark.parametrize(("name", "size"), [("resnet20", 32), ("mobilenet_v1", 32), ("densenet40_24", 33)])
+def test_networks_of_the_paper(name: str, size: int, target: str, sparsity: float) -> None:
+    arm = target == "neon"
+    needs_arm_tools() if arm else needs_compiler()
+    torch.manual_seed(0)
+    images = digits(4, size)
+    model = settle(sparsify(create_model(name, num_classes=100), sparsity), images)
+    options = {"flags": ("-static",), "emulator": QEMU} if arm else {"flags": ()}
+    check(model, images, target, **options)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("target", [*NATIVE, "neon"])
+@pytest.mark.parametrize("size", [224, 161])
+def test_resnet50(target: str, size: int) -> None:
+    arm = target == "neon"
+    needs_arm_tools() if arm else needs_compiler()
+    torch.manual_seed(0)
+    images = digits(2, size)
+    model = settle(sparsify(create_model("resnet50", num_classes=1000), 0.95), images)
+    options = {"flags": ("-static",), "emulator": QEMU} if arm else {"flags": ()}
+    check(model, images, target, **options)

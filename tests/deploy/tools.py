@@ -1,0 +1,106 @@
+"""Networks, images and ways to run generated C, shared by the tests of feather.deploy."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from feather.deploy.build import run_compiler
+from feather.deploy.compiler import generate
+from feather.deploy.targets import TARGETS, runs_here
+
+HARNESS = Path(__file__).with_name("harness.c")
+SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+NATIVE = [name for name, target in TARGETS.items() if runs_here(target)]
+Floats = NDArray[np.float32]
+
+
+def needs_compiler() -> None:
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("no C compiler on this machine")
+
+
+def needs_arm_tools() -> None:
+    for tool in ("aarch64-linux-gnu-gcc", "qemu-aarch64"):
+        if not shutil.which(tool):
+            pytest.skip(f"{tool} is not installed (packages gcc-aarch64-linux-gnu, qemu-user)")
+
+
+def digits(count: int, size: int) -> Tensor:
+    """Real images: scikit-learn's handwritten digits, enlarged, as float32 `(count, 3, size, size)`."""
+    from sklearn.datasets import load_digits
+
+    images = torch.from_numpy(load_digits().images[:count]).float()[:, None] / 16
+    images = nn.functional.interpolate(images, size=(size, size), mode="bilinear")
+    return ((images - 0.3058) / 0.3190).expand(-1, 3, -1, -1).contiguous()
+
+
+def sparsify(model: nn.Module, sparsity: float) -> nn.Module:
+    """Set the smallest weights of each layer to zero, in place."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear) and (count := int(sparsity * module.weight.numel())):
+                threshold = module.weight.abs().flatten().kthvalue(count).values
+                module.weight[module.weight.abs() <= threshold] = 0
+    return model
+
+
+def settle(model: nn.Module, images: Tensor) -> nn.Module:
+    """Give every BatchNorm statistics and random affine weights, as after training; returns the model in eval mode."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over what it has seen
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    with torch.no_grad():
+        model.train()(images)
+    return model.eval()
+
+
+def run_program(
+    model: nn.Module, images: Tensor, directory: Path, target: str, *, batch: int = 1, block: int | None = None,
+    flags: tuple[str, ...] = ("-O1",), emulator: tuple[str, ...] = (),
+) -> Floats:  # fmt: skip
+    """Generate C, compile it with the harness to a program, run that, and return its results."""
+    source = generate(model, tuple(images.shape[1:]), name="net", target=target, batch=batch, block=block)
+    (directory / "net.c").write_text(source.c)
+    (directory / "net.h").write_text(source.header)
+    info = source.info
+    sizes = [
+        f"-D{name}={value}"
+        for name, value in (
+            ("NAME", "net"),
+            ("INPUT", batch * images[0].numel()),
+            ("OUTPUT", batch * int(np.prod(info["output_shape"]))),  # type: ignore[call-overload]
+            ("WORKSPACE", info["workspace_bytes"]),
+        )
+    ]
+    program = directory / "net"
+    arguments = [str(HARNESS), f"-I{directory}", *sizes, "-o", str(program)]
+    run_compiler(directory / "net.c", TARGETS[target], arguments, extra=("-Wall", "-Wextra", "-Werror", *flags))
+    images.numpy().tofile(directory / "input")
+    calls = len(images) // batch
+    command = [*emulator, str(program), str(calls), str(directory / "input"), str(directory / "output")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = np.fromfile(directory / "output", np.float32)
+    return results.reshape(len(images), *info["output_shape"])  # type: ignore[misc]
+
+
+def reference(model: nn.Module, images: Tensor) -> Floats:
+    with torch.no_grad():
+        return model.eval()(images).numpy()
+
+
+def assert_close(found: Floats, expected: Floats, relative: float = 1e-5) -> None:
+    """Largest difference against the largest value; an all-zero result must be met to 1e-6."""
+    assert found.shape == expected.shape
+    assert np.isfinite(found).all()
+    assert np.abs(found - expected).max(initial=0) <= max(relative * np.abs(expected).max(initial=0), 1e-6)
