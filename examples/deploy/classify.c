@@ -1,7 +1,7 @@
 /* Classifies an image with a network compiled by feather; nothing but the C library is needed.
  *
  *   feather compile RUN --name model -o build
- *   cc -O3 -ffp-contract=fast -mavx512f -mavx512vl -mavx512dq -mfma -Ibuild classify.c build/model.c -lm -o classify
+ *   cc -O3 -ffp-contract=fast -mavx512f -mavx512vl -mavx512dq -mfma -Ibuild classify.c build/model.c -o classify
  *   ./classify image.ppm
  *
  * The image is a binary PPM (P6) with 8 bits per channel, of the network's size. The flags are those that the first

@@ -1,6 +1,6 @@
 """Command line of feather.deploy.
 
-feather compile MODEL          C code and a library of a trained network
+feather compile MODEL          C code and a library of a trained network; for the target wasm a web page
 feather export MODEL           its weights as safetensors, as a compressed sparse file, as ONNX, or as C
 feather classify LIBRARY IMAGE what a compiled network sees in an image
 
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     compiling.add_argument("-o", "--output", type=Path, default=Path("."), help="directory (default: .)")
     compiling.add_argument("--threads", type=int, default=1, help="OpenMP threads of the library (default: 1)")
     compiling.add_argument("--no-library", action="store_true", help="write the C file and its header alone")
+    compiling.add_argument("--labels", type=Path, help="wasm: text file with the name of a class in each line")
     compiling.add_argument("--cc", help="C compiler (default: $CC, else cc, gcc or clang)")
     compiling.set_defaults(run=_compile)
 
@@ -76,7 +77,8 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _c_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="prefix of the C functions (default: the network's name)")
-    parser.add_argument("--target", default="native", help="native, avx512, avx2, neon or c (default: native)")
+    parser.add_argument("--target", default="native", help="native, avx512, avx2, neon, wasm or c (default: native)")
+    parser.add_argument("--weights", choices=("fp32", "int8"), default="fp32", help="of the C code (default: fp32)")
     parser.add_argument("--batch", type=int, default=1, help="images per call (default: 1)")
 
 
@@ -129,9 +131,15 @@ def _compile(options: argparse.Namespace) -> None:
         threads=options.threads,
         library=not options.no_library,
         compiler=options.cc,
+        weights=options.weights,
         normalization=subject.normalization,
     )
-    for path in (done.c, done.header, done.library):
+    written = [done.c, done.header, done.library]
+    if done.library is not None and done.library.suffix == ".wasm":
+        from feather.deploy.web import write_page
+
+        written.append(write_page(done.library, done.info, _labels(options.labels)))
+    for path in written:
         if path is not None:
             print(f"{path}  {path.stat().st_size:,} bytes")
     info = done.info
@@ -163,7 +171,7 @@ def _export(options: argparse.Namespace) -> None:
             raise DeployError(f"{path.name} is not {name}.c: C files are called by their prefix, change one of them")
         compile_model(
             model, subject.input_shape, path.parent, name=name, target=options.target, batch=options.batch,
-            library=False, normalization=subject.normalization,
+            library=False, weights=options.weights, normalization=subject.normalization,
         )  # fmt: skip
     print(f"{path}  {path.stat().st_size:,} bytes")
 
@@ -187,6 +195,15 @@ def _save_onnx(subject: Any, path: Path) -> None:
     print(f"counted in the file: {zeros:,} of {total:,} weights are zero ({100 * zeros / max(total, 1):.2f} %)")
 
 
+def _labels(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise DeployError(f"{path} cannot be read: give a text file with the name of a class in each line") from None
+
+
 def _classify(options: argparse.Namespace) -> None:
     import numpy as np
 
@@ -200,7 +217,7 @@ def _classify(options: argparse.Namespace) -> None:
     if len(model.input_shape) != 3 or model.input_shape[0] not in (1, 3) or len(model.output_shape) != 1:
         raise DeployError(f"{options.library} is no classifier of images: it maps {model.input_shape}")
     channels, height, width = model.input_shape
-    labels = options.labels.read_text().splitlines() if options.labels else []
+    labels = _labels(options.labels)
     mean, std = (np.asarray(model.info.get(key, default)) for key, default in (("mean", [0.0]), ("std", [1.0])))
     for path in options.images:
         try:

@@ -10,6 +10,7 @@ import numpy as np
 
 from feather.deploy import costs, helpers
 from feather.deploy.errors import DeployError
+from feather.deploy.graph import Array
 from feather.deploy.kernels import ConvKernel, MaxKernel, PointwiseKernel, activate_scalar, literal, types
 from feather.deploy.layout import Grid
 from feather.deploy.program import (
@@ -109,9 +110,10 @@ class _Emitter:
         text_info = _quote((MARKER + json.dumps(info)).encode())
         text = [
             head,
-            f'#include "{self.name}.h"\n#include <math.h>\n#include <stdint.h>\n#include <string.h>\n',
+            f'#include "{self.name}.h"\n#include <stdint.h>\n',
             self.checks(),
             "typedef float f32 __attribute__((may_alias));\ntypedef int32_t i32 __attribute__((may_alias));",
+            "typedef signed char i8;",
             "typedef uint16_t u16 __attribute__((may_alias));\ntypedef uint32_t u32 __attribute__((may_alias));\n",
             helpers.THREADS.replace("@", upper),
             "#define DATA(type, at) ((const type *)(const void *)(data + (at)))",
@@ -158,7 +160,7 @@ class _Emitter:
         flags = " ".join(program.target.flags)
         return (
             f"/* {_comment(self.title)}\n *\n"
-            f" * Written by feather compile for target {program.target.name}; needs no library but libc's.\n"
+            f" * Written by feather compile for target {program.target.name}; needs no library.\n"
             f" *   cc -O3 -ffp-contract=fast {flags + ' ' if flags else ''}-c {self.name}.c\n"
             f" * Add -fopenmp -D{self.name.upper()}_THREADS=n for n threads.\n *\n"
             f" * {info['nonzeros']} of {info['weights']} weights are not zero: {info['macs']} products per image.\n"
@@ -252,7 +254,7 @@ const char *{name}_info(void);
         plane = f"{self.at(maps)} + (long)c * {grid.stride}"
         return (
             f"{indent}for (int c = {first}; c < {last}; ++c)\n"
-            f"{indent}  memset({plane} + {stored}, 0, {4 * (grid.stride - stored)});\n"
+            f"{indent}  __builtin_memset({plane} + {stored}, 0, {4 * (grid.stride - stored)});\n"
         )
 
     def lead(self, maps: Maps, fill: float = 0.0) -> str:
@@ -260,7 +262,7 @@ const char *{name}_info(void);
         if maps.channel or not maps.lead:
             return ""
         if fill == 0:
-            return f"  memset(W + {maps.buffer.offset}, 0, {4 * maps.lead});\n"
+            return f"  __builtin_memset(W + {maps.buffer.offset}, 0, {4 * maps.lead});\n"
         return f"  for (int i = 0; i < {maps.lead}; ++i) W[{maps.buffer.offset} + i] = {literal(fill)};\n"
 
     # -- steps --------------------------------------------------------------------------------------------------------
@@ -291,10 +293,10 @@ const char *{name}_info(void);
                 )
             case InputStep():
                 size = step.target.features * self.program.batch
-                return f"{unused}  memcpy({self.at(step.target)}, input, {4 * size});\n"
+                return f"{unused}  __builtin_memcpy({self.at(step.target)}, input, {4 * size});\n"
             case OutputStep():
                 size = step.source.features * self.program.batch
-                return f"{unused}  memcpy(output, {self.at(step.source)}, {4 * size});\n"
+                return f"{unused}  __builtin_memcpy(output, {self.at(step.source)}, {4 * size});\n"
             case _:
                 raise TypeError(type(step).__name__)
 
@@ -328,10 +330,11 @@ const char *{name}_info(void);
         for rows in step.rows:
             index = "u16" if rows.offsets.max(initial=0) < 2**16 else "u32"
             offsets = self.data.add(rows.offsets.astype(np.uint16 if index == "u16" else np.uint32))
+            own = slice(rows.first, rows.first + rows.blocks * rows.block)
+            factors = "0" if step.factors is None else f"DATA(f32, {self.data.add(step.factors[own])})"
             tables = (
-                f"DATA({index}, {offsets}), DATA(f32, {self.data.add(rows.weights)}), "
-                f"DATA(u32, {self.data.add(rows.pointers)}), "
-                f"DATA(f32, {self.data.add(step.bias[rows.first : rows.first + rows.blocks * rows.block])})"
+                f"DATA({index}, {offsets}), {self.weights(rows.weights, step.factors)}, "
+                f"DATA(u32, {self.data.add(rows.pointers)}), DATA(f32, {self.data.add(step.bias[own])}), {factors}"
             )
             out = f"{self.at(step.target)} + {rows.first * grid.stride}"
             res = "0" if step.residual is None else f"{self.at(step.residual)} + {rows.first * grid.stride}"
@@ -339,7 +342,14 @@ const char *{name}_info(void);
             for vectors, count in costs.tiles(program.target, grid, rows.block):
                 name = self.kernel(
                     ConvKernel(
-                        grid.vector, vectors, rows.block, index, step.residual is not None, step.activation, finish
+                        grid.vector,
+                        vectors,
+                        rows.block,
+                        index,
+                        step.residual is not None,
+                        step.activation,
+                        finish,
+                        step.factors is not None,
                     )
                 )
                 size = vectors * grid.vector
@@ -355,6 +365,12 @@ const char *{name}_info(void);
             last = f"{rows.first} + last * {rows.block}"
             text += self.jobs(body, rows.blocks, self.borders(step.target, first, last, "      "))
         return text
+
+    def weights(self, weights: Array, factors: Array | None, align: int = 4) -> str:
+        """Pointer to a table of weights, int8 where they have factors."""
+        if factors is None:
+            return f"DATA(f32, {self.data.add(weights, align)})"
+        return f"DATA(i8, {self.data.add(weights.astype(np.int8), align)})"
 
     def max_pool(self, step: MaxStep) -> str:
         grid = step.target.grid
@@ -418,7 +434,11 @@ const char *{name}_info(void);
             own = step.source.grid
             source, image, plane, pitch = self.at(step.source), own.rows * own.pitch, own.stride, own.pitch
         count = len(step.phases)
-        fill = f"fill(p, {grid.stride}, {literal(step.fill)});" if step.fill else f"memset(p, 0, {4 * grid.stride});"
+        fill = (
+            f"fill(p, {grid.stride}, {literal(step.fill)});"
+            if step.fill
+            else f"__builtin_memset(p, 0, {4 * grid.stride});"
+        )
         if step.fill:
             self.helpers["fill"] = helpers.FILL
         self.helpers["copy"] = helpers.COPY
@@ -459,26 +479,29 @@ const char *{name}_info(void);
         return (
             f"  for (int n = 0; n < {grid.batch}; ++n)\n    for (int c = 0; c < {channels}; ++c)\n"
             f"      for (int y = 0; y < {grid.height}; ++y)\n"
-            f"        memcpy({target} + ((n * {channels} + c) * {grid.height} + y) * {grid.width},\n"
+            f"        __builtin_memcpy({target} + ((n * {channels} + c) * {grid.height} + y) * {grid.width},\n"
             f"          {self.at(step.source)} + (long)c * {grid.stride} + (n * {grid.rows} + y) * {grid.pitch}, "
             f"{4 * grid.width});\n"
         )
 
     def linear(self, step: LinearStep) -> str:
         inputs, outputs = step.source.features, step.target.features
-        weights = f"DATA(f32, {self.data.add(step.weights, 64)})"
+        weights = self.weights(step.weights, step.factors, 64)
+        kind = "f32" if step.factors is None else "i8"
         if step.pointers is not None and step.columns is not None:
             index = "u16" if inputs <= 2**16 else "u32"
             columns = self.data.add(step.columns.astype(np.uint16 if index == "u16" else np.uint32))
-            self.helpers[f"gather_{index}"] = helpers.GATHER.replace("@", index)
+            self.helpers[f"gather_{index}"] = helpers.GATHER.replace("@", index).replace("$", kind)
             pointers = f"DATA(u32, {self.data.add(step.pointers)})"
             value = (
                 f"gather_{index}(x, DATA({index}, {columns}) + {pointers}[o], {weights} + {pointers}[o], "
                 f"(int)({pointers}[o + 1] - {pointers}[o]))"
             )
         else:
-            self.vector_helper("dot", helpers.DOT)
+            self.vector_helper("dot", (helpers.DOT if kind == "f32" else helpers.DOT_INT8).replace("$", kind))
             value = f"dot(x, {weights} + (long)o * {inputs}, {inputs})"
+        if step.factors is not None:
+            value = f"{value} * DATA(f32, {self.data.add(step.factors)})[o]"
         lines = [f"      f32 x0 = DATA(f32, {self.data.add(step.bias)})[o] + {value};"]
         if step.residual is not None:
             lines.append(f"      x0 += ({self.at(step.residual)})[n * {outputs} + o];")

@@ -49,7 +49,8 @@ class Window:
 class Conv(Op):
     """2-d convolution, then ``+ residual`` (a value of the output's shape), then the activation.
 
-    weight is ``(out, in / groups, kernel rows, kernel columns)``, bias ``(out,)``.
+    weight is ``(out, in / groups, kernel rows, kernel columns)``, bias ``(out,)``. With ``scale`` ``(out,)`` the
+    weights are whole numbers in -127 ... 127 that it multiplies (`quantize`).
     """
 
     weight: Array
@@ -58,16 +59,19 @@ class Conv(Op):
     groups: int = 1
     residual: str | None = None
     activation: Activation | None = None
+    scale: Array | None = None
 
 
 @dataclass
 class Linear(Op):
-    """``weight @ x + bias`` for a vector, then ``+ residual``, then the activation; weight is ``(out, in)``."""
+    """``weight @ x + bias`` for a vector, then ``+ residual``, then the activation; weight is ``(out, in)``, ``scale``
+    as for `Conv`."""
 
     weight: Array
     bias: Array
     residual: str | None = None
     activation: Activation | None = None
+    scale: Array | None = None
 
 
 @dataclass

@@ -60,8 +60,24 @@ static f32 dot(const f32 *x, const f32 *w, int n)
 }
 """
 
+DOT_INT8 = """\
+static f32 dot(const f32 *x, const i8 *w, int n)
+{
+  f32 a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
+  int i = 0;
+  for (; i + 4 <= n; i += 4) {
+    a += x[i] * (f32)w[i];
+    b += x[i + 1] * (f32)w[i + 1];
+    c += x[i + 2] * (f32)w[i + 2];
+    d += x[i + 3] * (f32)w[i + 3];
+  }
+  for (; i < n; ++i) a += x[i] * (f32)w[i];
+  return (a + b) + (c + d);
+}
+"""
+
 GATHER = """\
-static f32 gather_@(const f32 *x, const @ *columns, const f32 *w, int n)
+static f32 gather_@(const f32 *x, const @ *columns, const $ *w, int n)
 {
   f32 a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
   int i = 0;
@@ -76,12 +92,30 @@ static f32 gather_@(const f32 *x, const @ *columns, const f32 *w, int n)
 }
 """
 
+# exp(x) = 2^k exp(r) with |r| <= ln 2 / 2, where the series to r^7 errs by less than half a unit in the last place.
 SOFTMAX = """\
+static f32 exponential(f32 x)
+{
+  if (!(x > -87.0f)) return x != x ? x : 0.0f;
+  const i32 k = (i32)(x * 1.44269504f - 0.5f);
+  const f32 r = (x - (f32)k * 0.693145752f) - (f32)k * 1.42860677e-6f;
+  f32 p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  union { i32 bits; f32 value; } power = { (k + 127) << 23 };
+  return p * power.value;
+}
+
 static void softmax(const f32 *x, f32 *y, int n)
 {
   f32 top = x[0], total = 0.0f;
   for (int i = 1; i < n; ++i) top = x[i] > top ? x[i] : top;
-  for (int i = 0; i < n; ++i) total += y[i] = expf(x[i] - top);
+  for (int i = 0; i < n; ++i) total += y[i] = exponential(x[i] - top);
   for (int i = 0; i < n; ++i) y[i] /= total;
 }
 """

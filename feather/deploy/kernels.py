@@ -85,7 +85,7 @@ class ConvKernel:
     """Sparse convolution of one tile of ``vectors`` vectors for ``block`` output channels at a time.
 
     ``finish`` is what happens to a result before it is stored: "", "mask" (gaps cleared) or "scale" (also multiplied
-    by a factor for each pixel).
+    by a factor for each pixel). ``quantized`` means int8 weights and, behind the biases, a factor for each channel.
     """
 
     width: int
@@ -95,10 +95,11 @@ class ConvKernel:
     residual: bool
     activation: Activation | None
     finish: str
+    quantized: bool = False
 
     @property
     def name(self) -> str:
-        tail = ("_add" if self.residual else "") + activation_key(self.activation)
+        tail = ("_int8" if self.quantized else "") + ("_add" if self.residual else "") + activation_key(self.activation)
         tail += f"_{self.finish}" if self.finish else ""
         return f"conv_{self.width}x{self.vectors}_b{self.block}_{self.index}{tail}"
 
@@ -108,19 +109,21 @@ class ConvKernel:
 
     def text(self) -> str:
         w, t, b, chains = self.width, range(self.vectors), range(self.block), self.chains()
+        kind = "i8" if self.quantized else "f32"
         lines = [
             f"static __attribute__((noinline)) void {self.name}(const f32 *in, f32 *out, const f32 *res,",
-            f"    const {self.index} *offsets, const f32 *weights, const u32 *pointers, const f32 *bias,",
-            "    const i32 *mask, const f32 *scale, long stride, int first, int last)",
+            f"    const {self.index} *offsets, const {kind} *weights, const u32 *pointers, const f32 *bias,",
+            "    const f32 *factors, const i32 *mask, const f32 *scale, long stride, int first, int last)",
             "{",
             f"  const vf{w} zero = {{0}};",
-            "  (void)zero; (void)res; (void)mask; (void)scale;",
+            "  (void)zero; (void)res; (void)factors; (void)mask; (void)scale;",
             "  for (int c = first; c < last; ++c) {",
             f"    const {self.index} *o = offsets + pointers[c], *end = offsets + pointers[c + 1];",
-            f"    const f32 *v = weights + (long)pointers[c] * {self.block};",
+            f"    const {kind} *v = weights + (long)pointers[c] * {self.block};",
         ]
         for j in b:
-            lines += [f"    vf{w} a{j}_{k} = zero + bias[c * {self.block} + {j}];" for k in t]
+            start = "" if self.quantized else f" + bias[c * {self.block} + {j}]"
+            lines += [f"    vf{w} a{j}_{k} = zero{start};" for k in t]
         for u in range(1, chains):
             names = ", ".join(f"a{j}_{k}_{u} = zero" for j in b for k in t)
             lines.append(f"    vf{w} {names};")
@@ -136,6 +139,8 @@ class ConvKernel:
             lines.append("    " + " ".join(f"a{j}_{k} += a{j}_{k}_{u};" for j in b for k in t))
         for j in b:
             lines.append(f"    {{ f32 *p = out + (long)(c * {self.block} + {j}) * stride;")
+            if self.quantized:
+                lines.append(f"      const f32 q = factors[c * {self.block} + {j}], d = bias[c * {self.block} + {j}];")
             if self.residual:
                 lines.append(f"      const f32 *r = res + (long)(c * {self.block} + {j}) * stride;")
             for k in t:
@@ -146,21 +151,22 @@ class ConvKernel:
 
     def products(self, offset: str, weights: str, suffix: str) -> list[str]:
         w = self.width
-        lines = [f"      {{ const f32 *p = in + {offset}, *s = {weights};"]
+        kind = "i8" if self.quantized else "f32"
+        lines = [f"      {{ const f32 *p = in + {offset}; const {kind} *s = {weights};"]
         if self.block == 1:
-            lines.append("        const f32 s0 = s[0];")
+            lines.append("        const f32 s0 = (f32)s[0];")
             lines += [f"        a0_{k}{suffix} += s0 * *(const vu{w} *)(p + {k * w});" for k in range(self.vectors)]
         else:
             lines += [f"        const vf{w} x{k} = *(const vu{w} *)(p + {k * w});" for k in range(self.vectors)]
             for j in range(self.block):
-                lines.append(f"        {{ const f32 q = s[{j}];")
+                lines.append(f"        {{ const f32 q = (f32)s[{j}];")
                 lines += [f"          a{j}_{k}{suffix} += q * x{k};" for k in range(self.vectors)]
                 lines.append("        }")
         return [*lines, "      }"]
 
     def store(self, x: str, at: int) -> list[str]:
         w = self.width
-        lines = []
+        lines = [f"{x} = {x} * q + d;"] if self.quantized else []
         if self.finish == "scale":
             lines.append(f"{x} *= *(const vf{w} *)(scale + {at});")
         if self.residual:

@@ -295,7 +295,8 @@ class _Lowering:
         weight = op.weight.reshape(outputs, -1)
         choice = self.choose_block(op, weight, target.grid)
         rows = _tables(weight, offsets, choice)
-        self.add(ConvStep(op.name, source, target, residual, op.activation, op.bias, rows), source, target, residual)
+        conv = ConvStep(op.name, source, target, residual, op.activation, op.bias, rows, factors=op.scale)
+        self.add(conv, source, target, residual)
         nonzeros = int(np.count_nonzero(op.weight))
         kernel = "sparse" if choice == 1 else f"blocks of {choice} channels"
         macs = nonzeros * target.grid.height * target.grid.width
@@ -335,7 +336,7 @@ class _Lowering:
         source, target = self.vector(op.inputs[0]), self.vector(op.output)
         residual = None if op.residual is None else self.vector(op.residual)
         nonzeros = int(np.count_nonzero(op.weight))
-        step = LinearStep(op.name, source, target, residual, op.activation, op.bias, op.weight)
+        step = LinearStep(op.name, source, target, residual, op.activation, op.bias, op.weight, factors=op.scale)
         sparse = (
             costs.linear_is_sparse(self.target, op.weight.size, nonzeros) if self.block is None else self.block == 1
         )

@@ -92,7 +92,10 @@ class Rows:
 
 @dataclass
 class ConvStep(Step):
-    """``target = activation(scale * (bias + sum of weight * source[offset]) + residual)``, masked."""
+    """``target = activation(scale * (bias + sum of weight * source[offset]) + residual)``, masked.
+
+    With ``factors``, one for each channel, the weights are int8 and their sum is multiplied before the bias is added.
+    """
 
     source: Maps
     target: Maps
@@ -101,6 +104,7 @@ class ConvStep(Step):
     bias: Array
     rows: list[Rows]
     scale: Array | None = None  # per pixel of the grid, (vectors * vector,)
+    factors: Array | None = None
 
 
 @dataclass
@@ -143,7 +147,10 @@ class FlattenStep(Step):
 
 @dataclass
 class LinearStep(Step):
-    """Matrix times vector; ``pointers`` None means all weights, row after row, else the non-zeros of each row."""
+    """Matrix times vector; ``pointers`` None means all weights, row after row, else the non-zeros of each row.
+
+    ``factors`` as for `ConvStep`.
+    """
 
     source: Vector
     target: Vector
@@ -153,6 +160,7 @@ class LinearStep(Step):
     weights: Array
     pointers: NDArray[np.uint32] | None = None
     columns: NDArray[np.uint32] | None = None
+    factors: Array | None = None
 
 
 @dataclass

@@ -44,6 +44,10 @@ TARGETS = {
         ),
         Target("avx2", 8, {1: 12, 2: 6, 4: 3}, ("-mavx2", "-mfma"), ("__AVX2__", "__FMA__"), "avx2", "x86_64"),
         Target("neon", 4, {1: 24, 2: 12, 4: 6}, (), ("__aarch64__",), "", "aarch64"),
+        Target(
+            "wasm", 4, {1: 12, 2: 6, 4: 3}, ("--target=wasm32", "-msimd128", "-mbulk-memory"), ("__wasm_simd128__",),
+            "", "wasm32",
+        ),
         Target("c", 4, {1: 12, 2: 6, 4: 3}, ()),
     )
 }  # fmt: skip

@@ -12,7 +12,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from feather.deploy.capture import capture
+from feather.deploy.compiler import generate
+from feather.deploy.emit import emit
+from feather.deploy.fuse import fuse
+from feather.deploy.graph import Conv, Linear
+from feather.deploy.lower import lower
+from feather.deploy.quantize import quantize
 from models import create_model
+from scripts.deploy.program import ARM, build, buildable, instructions_per_image, run
 from tests.deploy.networks import Case, networks
 from tests.deploy.tools import (
     NATIVE,
@@ -27,7 +35,6 @@ from tests.deploy.tools import (
     sparsify,
 )
 
-QEMU = ("qemu-aarch64",)
 # Each example runs a compiler: no shrinking, which would take minutes.
 COMPILED = settings(deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate))
 
@@ -51,7 +58,7 @@ def test_random_networks(case: Case, target: str, batch: int, block: int | None)
     check(case.model, case.images, target, batch=batch, block=block)
 
 
-@settings(COMPILED, max_examples=4)
+@settings(COMPILED, max_examples=3)
 @given(networks(), st.sampled_from(NATIVE), st.sampled_from([1, 3]))
 def test_random_networks_under_sanitizers(case: Case, target: str, batch: int) -> None:
     needs_compiler()
@@ -71,7 +78,7 @@ def test_many_random_networks_under_sanitizers(case: Case, target: str, batch: i
 @given(networks(), st.sampled_from([1, 3]), st.sampled_from([None, 1, 2, 4]))
 def test_random_networks_on_arm(case: Case, batch: int, block: int | None) -> None:
     needs_arm_tools()
-    check(case.model, case.images, "neon", batch=batch, block=block, flags=("-O1", "-static"), emulator=QEMU)
+    check(case.model, case.images, "neon", batch=batch, block=block, flags=("-O1", "-static"), emulator=ARM)
 
 
 @pytest.mark.parametrize("target", NATIVE)
@@ -82,7 +89,45 @@ def test_resnet_on_real_images(target: str) -> None:
 
 def test_resnet_on_arm() -> None:
     needs_arm_tools()
-    check(*small_resnet(), "neon", flags=("-O1", "-static"), emulator=QEMU)
+    check(*small_resnet(), "neon", flags=("-O1", "-static"), emulator=ARM)
+
+
+def test_sparser_networks_execute_fewer_instructions_on_arm(tmp_path: Path) -> None:
+    needs_arm_tools()
+    counts = {}
+    for sparsity in (0.8, 0.98):
+        torch.manual_seed(0)
+        images = digits(4, 16)
+        model = settle(sparsify(create_model("resnet20", num_classes=10, width=8), sparsity), images)
+        source = generate(model, (3, 16, 16), name="net", target="neon")
+        program = build(source, tmp_path, buildable("neon"), ("-O1", "-static"))
+        counts[sparsity] = instructions_per_image(program, images.numpy(), source)
+    assert 0 < counts[0.98] < counts[0.8] / 2
+
+
+@settings(COMPILED, max_examples=3)
+@given(networks(), st.sampled_from(NATIVE), st.sampled_from([None, 1, 4]))
+def test_int8_computes_with_the_rounded_weights(case: Case, target: str, block: int | None) -> None:
+    needs_compiler()
+    shape = tuple(case.images.shape[1:])
+    results = []
+    for rounded in (False, True):
+        graph = quantize(fuse(capture(case.model, shape)))
+        for op in graph.ops:
+            if rounded and isinstance(op, Conv | Linear) and op.scale is not None:
+                op.weight = op.weight * op.scale.reshape(-1, *[1] * (op.weight.ndim - 1))
+                op.scale = None
+        source = emit(lower(graph, buildable(target), 1, block), "net", "net")
+        with tempfile.TemporaryDirectory() as directory:
+            program = build(source, Path(directory), buildable(target))
+            results.append(run(program, case.images.numpy(), source)[0])
+    assert_close(results[1], results[0])
+
+
+def test_int8_takes_less_room() -> None:
+    model, _ = small_resnet()
+    sources = {kind: generate(model, (3, 16, 16), target="c", weights=kind).info for kind in ("fp32", "int8")}
+    assert sources["int8"]["constant_bytes"] < 0.65 * sources["fp32"]["constant_bytes"]  # type: ignore[operator]
 
 
 def test_a_phase_may_need_more_zeros_before_it_than_its_neighbour_leaves() -> None:
@@ -111,7 +156,7 @@ def test_networks_of_the_paper(name: str, size: int, target: str, sparsity: floa
     torch.manual_seed(0)
     images = digits(4, size)
     model = settle(sparsify(create_model(name, num_classes=100), sparsity), images)
-    options = {"flags": ("-static",), "emulator": QEMU} if arm else {"flags": ()}
+    options = {"flags": ("-static",), "emulator": ARM} if arm else {"flags": ()}
     check(model, images, target, **options)
 
 
@@ -124,5 +169,5 @@ def test_resnet50(target: str, size: int) -> None:
     torch.manual_seed(0)
     images = digits(2, size)
     model = settle(sparsify(create_model("resnet50", num_classes=1000), 0.95), images)
-    options = {"flags": ("-static",), "emulator": QEMU} if arm else {"flags": ()}
+    options = {"flags": ("-static",), "emulator": ARM} if arm else {"flags": ()}
     check(model, images, target, **options)

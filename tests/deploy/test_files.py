@@ -122,7 +122,7 @@ def test_onnx_keeps_every_zero(tmp_path: Path) -> None:
         onnx_file.weights(tmp_path / "text")
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(networks())
 def test_onnx_computes_the_same(tmp_path_factory: pytest.TempPathFactory, case: Case) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from feather.deploy.build import run_compiler
 from feather.deploy.compiler import generate
 from feather.deploy.targets import TARGETS, runs_here
+from scripts.deploy.program import Floats, build, buildable, run
 
-HARNESS = Path(__file__).with_name("harness.c")
 SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-NATIVE = [name for name, target in TARGETS.items() if runs_here(target)]
-Floats = NDArray[np.float32]
+# AVX-512 is tested without such a processor too, its vectors cut in two by the compiler.
+NATIVE = [name for name in TARGETS if runs_here(TARGETS[name]) or (name == "avx512" and runs_here(TARGETS["avx2"]))]
 
 
 def needs_compiler() -> None:
@@ -70,28 +67,8 @@ def run_program(
 ) -> Floats:  # fmt: skip
     """Generate C, compile it with the harness to a program, run that, and return its results."""
     source = generate(model, tuple(images.shape[1:]), name="net", target=target, batch=batch, block=block)
-    (directory / "net.c").write_text(source.c)
-    (directory / "net.h").write_text(source.header)
-    info = source.info
-    sizes = [
-        f"-D{name}={value}"
-        for name, value in (
-            ("NAME", "net"),
-            ("INPUT", batch * images[0].numel()),
-            ("OUTPUT", batch * int(np.prod(info["output_shape"]))),  # type: ignore[call-overload]
-            ("WORKSPACE", info["workspace_bytes"]),
-        )
-    ]
-    program = directory / "net"
-    arguments = [str(HARNESS), f"-I{directory}", *sizes, "-o", str(program)]
-    run_compiler(directory / "net.c", TARGETS[target], arguments, extra=("-Wall", "-Wextra", "-Werror", *flags))
-    images.numpy().tofile(directory / "input")
-    calls = len(images) // batch
-    command = [*emulator, str(program), str(calls), str(directory / "input"), str(directory / "output")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = np.fromfile(directory / "output", np.float32)
-    return results.reshape(len(images), *info["output_shape"])  # type: ignore[misc]
+    program = build(source, directory, buildable(target), flags)
+    return run(program, images.numpy(), source, emulator)[0]
 
 
 def reference(model: nn.Module, images: Tensor) -> Floats:
