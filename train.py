@@ -87,7 +87,6 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
     set_deterministic(trainer.deterministic)
     seed_everything(cfg.seed)
     with user_errors():
-        precision = resolve_precision(trainer.precision, device)
         with main_first(ranks):
             data = create_data(
                 cfg.dataset.name, root=cfg.dataset.root, download=cfg.dataset.download, seed=cfg.seed, device=device,
@@ -102,6 +101,7 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
             new_head = load_weights(model, cfg.model.weights)
             say(f"Started from {cfg.model.weights}" + (f", with a new {', '.join(new_head)}." if new_head else "."))
         model.to(device, memory_format=torch.channels_last if trainer.channels_last else torch.contiguous_format)
+        precision = resolve_precision(trainer.precision, device, model)
         steps_per_epoch = len(data.train)
         total_steps = min(trainer.epochs * steps_per_epoch, trainer.max_steps or sys.maxsize)
         epochs = -(-total_steps // steps_per_epoch)

@@ -1,0 +1,1 @@
+"""What `make bench` measures, one part a module: `measure(quick)` returns rows, each with a ratio and its target."""

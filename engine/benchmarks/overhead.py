@@ -1,0 +1,113 @@
+"""What sparsification costs: sparse against dense training steps, averaged over the whole schedule.
+
+The schedule is cut into equal stages. In each of them dense and sparse steps of the same network on the same batch
+alternate (forward, backward, clipping, update). Two estimates: the ratio of the whole steps, and, less noisy, one plus
+the extra time of what differs (the optimizer's step with its hooks, the gradient rule) over the dense step.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+import feather
+from engine.benchmarks.base import Row, now, wait
+from engine.precision import Precision, resolve_precision
+from models import create_model
+
+TARGETS = {"resnet20": 1.03, "densenet40_24": 1.03, "mobilenet_v1": 1.04}
+BATCH_SIZE = 128
+SPARSITY = 0.98
+STAGES = 8
+
+
+class Contender:
+    """One network with its optimizer, and a sparsifier where ``sparsity`` is not 0."""
+
+    def __init__(self, name: str, sparsity: float, device: torch.device, precision: Precision) -> None:
+        torch.manual_seed(0)
+        self.model = create_model(name, num_classes=100).to(device, memory_format=torch.channels_last).train()
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, foreach=True
+        )
+        method = "feather" if sparsity else "dense"
+        self.sparsifier = feather.create(method, self.model, self.optimizer, sparsity=sparsity, total_steps=10**6)
+        self.precision, self.device = precision, device
+        self.rule_seconds = 0.0
+        self.sparsifier.method.backward = self._timed(self.sparsifier.method.backward)  # type: ignore[method-assign]
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+        """Seconds of one training step, and of them those of the optimizer's step and the gradient rule."""
+        self.rule_seconds = 0.0
+        wait(self.device)
+        start = now()
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.precision.autocast():
+            loss = F.cross_entropy(self.model(images).float(), labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 3.0)
+        wait(self.device)
+        update = now()
+        self.optimizer.step()
+        wait(self.device)
+        end = now()
+        return end - start, end - update + self.rule_seconds
+
+    def _timed(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def timed(*arguments: Any) -> torch.Tensor:
+            start = now()
+            result = function(*arguments)
+            self.rule_seconds += now() - start
+            return result
+
+        return timed
+
+
+def measure(
+    quick: bool,
+    device: torch.device,
+    models: tuple[str, ...] = tuple(TARGETS),
+    precisions: tuple[str, ...] = ("fp32", "bf16"),
+) -> list[Row]:
+    """One row for each network and precision."""
+    return [
+        _row(name, resolve_precision(precision, device), 2 if quick else 4, device)
+        for name in (models[:1] if quick else models)
+        for precision in (precisions[:1] if quick else precisions)
+    ]
+
+
+def _row(name: str, precision: Precision, pairs_per_stage: int, device: torch.device) -> Row:
+    dense, sparse = (Contender(name, sparsity, device, precision) for sparsity in (0.0, SPARSITY))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(BATCH_SIZE, 3, 32, 32, generator=generator).to(device, memory_format=torch.channels_last)
+    labels = torch.randint(0, 100, (BATCH_SIZE,), generator=generator).to(device)
+    whole, parts, dense_seconds, extra = [], [], [], []
+    for stage in range(STAGES):
+        sparse.sparsifier.step = int((stage + 0.5) / STAGES * sparse.sparsifier.total_steps)
+        ratios, differences = [], []
+        for pair in range(pairs_per_stage + 1):
+            first, second = (dense, sparse) if pair % 2 else (sparse, dense)
+            seconds = {contender: contender.step(images, labels) for contender in (first, second)}
+            if pair:  # the first of a stage warms up
+                ratios.append(seconds[sparse][0] / seconds[dense][0])
+                differences.append(seconds[sparse][1] - seconds[dense][1])
+                dense_seconds.append(seconds[dense][0])
+        whole.append(statistics.median(ratios))
+        extra.append(statistics.median(differences))
+    step = statistics.median(dense_seconds)
+    parts = [1 + seconds / step for seconds in extra]
+    return {
+        "name": f"overhead, {name}, {precision.name}", "ratio": statistics.mean(parts), "better": "lower",
+        "target": TARGETS[name] if device.type == "cpu" else None, "slack": 0.03,
+        "whole_step_ratio": statistics.mean(whole), "model": name, "precision": precision.name,
+        "batch_size": BATCH_SIZE, "sparsity": SPARSITY, "pairs": STAGES * pairs_per_stage,
+        "dense_step_seconds": step, "sparse_step_seconds": step * statistics.mean(parts),
+        "ratio_by_stage": parts, "extra_seconds_by_stage": extra,
+        "sparse_images_per_second": BATCH_SIZE / (step * statistics.mean(parts)),
+        "prunable": dense.sparsifier.report().prunable,
+    }  # fmt: skip

@@ -1,0 +1,132 @@
+"""Measure how fast everything is, against the plain way of doing it: `make bench`.
+
+    python scripts/bench.py [PART ...]      measure, write results/benchmarks/*.json and their table
+    python scripts/bench.py --check         measure briefly, fail where a ratio is worse than the committed one
+    python scripts/bench.py --table         make the table anew from the committed measurements; measure nothing
+
+Parts: selection, overhead, throughput, data, start. Ratios are the result: medians of pairs that alternate in one
+process. Exit status: 0 done; 1 a regression (each in one sentence); 2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+PARTS = ("selection", "overhead", "throughput", "data", "start")
+OUT = ROOT / "results" / "benchmarks"
+
+
+def measure(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one part."""
+    import torch
+
+    from engine import benchmarks  # noqa: F401
+    from engine.benchmarks import data, overhead, selection, start, throughput
+
+    device = torch.device(options.device)
+    quick = options.check
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "selection": lambda: selection.measure(quick, device),
+        "overhead": lambda: overhead.measure(quick, device),
+        "throughput": lambda: throughput.measure(quick, device),
+        "data": lambda: data.measure(quick, device, options.photos),
+        "start": lambda: start.measure(quick),
+    }
+    return parts[part]()
+
+
+def table(directory: Path) -> str:
+    """All committed measurements as a page of Markdown."""
+    from engine.benchmarks.base import reaches
+
+    lines = ["<!-- Made by scripts/bench.py --table from the files beside it: do not edit. -->", "", "# Benchmarks", "",
+             "Ratios of what alternated in one process: `python scripts/bench.py` measures, `--check` compares.", "",
+             "| what | ratio | target | reached | machine | evidence |",
+             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    words = {True: "yes", False: "no", None: ""}
+    for part in PARTS:
+        path = directory / f"{part}.json"
+        if not path.exists():
+            lines.append(f"| {part} | not measured | | | | `python scripts/bench.py {part}` |")
+            continue
+        content = json.loads(path.read_text())
+        hardware = content["hardware"]
+        machine = hardware["gpu"] if content["device"].startswith("cuda") else hardware["cpu"]
+        machine += f", {hardware['threads']} threads, {content['clock']} seconds"
+        for row in content["rows"]:
+            sign = {"lower": "<=", "higher": ">="}[row["better"]]
+            target = "" if row["target"] is None else f"{sign} {row['target']:g}"
+            cells = (row["name"], f"{row['ratio']:.3g}", target, words[reaches(row)], machine, f"[{part}]({path.name})")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def regressions(part: str, rows: list[dict[str, Any]], directory: Path) -> list[str]:
+    """One sentence for each row that is worse than the committed one."""
+    from engine.benchmarks.base import is_worse
+
+    path = directory / f"{part}.json"
+    if not path.exists():
+        return []
+    committed = {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+    return [
+        f"{row['name']}: ratio {row['ratio']:.3g}, where {path.name} has {committed[row['name']]['ratio']:.3g}."
+        for row in rows
+        if row["name"] in committed and is_worse(row, committed[row["name"]])
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--check", action="store_true", help="compare with the committed ratios, write nothing")
+    parser.add_argument("--table", action="store_true", help="only make the table")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"],
+                        help="cpu: CPU seconds of one thread, for a machine that others use as well")  # fmt: skip
+    parser.add_argument("--device", help="cpu or cuda; default: a GPU where there is one")
+    parser.add_argument("--photos", type=Path, help="folder of JPEGs for the photograph pipeline")
+    parser.add_argument("--out", type=Path, default=OUT, help="default: results/benchmarks")
+    options = parser.parse_args(arguments)
+    for part in options.parts:
+        if part not in PARTS:
+            parser.error(f"unknown part {part}: choose of {', '.join(PARTS)}")
+    problems: list[str] = []
+    if not options.table:
+        import torch
+
+        from engine.benchmarks.base import use_clock
+        from engine.records import environment, write_json
+
+        options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if options.clock == "cpu" and options.device != "cpu":
+            parser.error("--clock cpu tells nothing about a GPU: leave it out or add --device cpu")
+        use_clock(options.clock)
+        surroundings = environment()
+        for part in options.parts or PARTS:
+            rows = measure(part, options)
+            for row in rows:
+                print(f"{row['name']:44} {row['ratio']:.3f}", flush=True)
+            if options.check:
+                problems += regressions(part, rows, options.out)
+            else:
+                head = {"format": 1, "device": options.device, "clock": options.clock}
+                command = f"python scripts/bench.py {part} --clock {options.clock} --device {options.device}"
+                write_json(options.out / f"{part}.json", {**head, **surroundings, "command": command, "rows": rows})
+    if not options.check:
+        (options.out / "README.md").write_text(table(options.out))
+        print(f"Written: {options.out}")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
