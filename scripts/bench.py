@@ -35,8 +35,8 @@ def measure(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     quick = options.check
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "selection": lambda: selection.measure(quick, device),
-        "overhead": lambda: overhead.measure(quick, device),
-        "throughput": lambda: throughput.measure(quick, device),
+        "overhead": lambda: overhead.measure(quick, device, options.models, options.pairs),
+        "throughput": lambda: throughput.measure(quick, device, options.models),
         "data": lambda: data.measure(quick, device, options.photos),
         "start": lambda: start.measure(quick),
     }
@@ -92,6 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"],
                         help="cpu: CPU seconds of one thread, for a machine that others use as well")  # fmt: skip
     parser.add_argument("--device", help="cpu or cuda; default: a GPU where there is one")
+    parser.add_argument("--models", nargs="+", default=[], help="of overhead and throughput; default all")
+    parser.add_argument("--pairs", type=int, default=3, help="of steps in each stage of overhead (default 3)")
     parser.add_argument("--photos", type=Path, help="folder of JPEGs for the photograph pipeline")
     parser.add_argument("--out", type=Path, default=OUT, help="default: results/benchmarks")
     options = parser.parse_args(arguments)
@@ -119,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 head = {"format": 1, "device": options.device, "clock": options.clock}
                 command = f"python scripts/bench.py {part} --clock {options.clock} --device {options.device}"
+                command += f" --pairs {options.pairs}" if part == "overhead" else ""
                 write_json(options.out / f"{part}.json", {**head, **surroundings, "command": command, "rows": rows})
     if not options.check:
         (options.out / "README.md").write_text(table(options.out))

@@ -6,6 +6,8 @@ for the threshold. Ours: what `auto` chooses for this device, batches made on wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -98,18 +100,16 @@ def resident(split: Split, device: torch.device) -> ResidentLoader:
     return ResidentLoader(split, normalize, sharding, shuffle=True, padding=RECIPE.padding, flip=RECIPE.flip)
 
 
-def measure(quick: bool, device: torch.device) -> list[Row]:
-    """One row for each network."""
+def measure(quick: bool, device: torch.device, models: Sequence[str] = ()) -> list[Row]:
+    """One row for each network of ``models``, by default of ``TARGETS``."""
     split = random_split(BATCH_SIZE * 32)
     rows = []
-    for name, target in TARGETS.items():
-        if quick and name != "resnet20":
-            continue
+    for name in models or (["resnet20"] if quick else list(TARGETS)):
         plain, ours = (Loop(name, device, split, plain=plain) for plain in (True, False))
-        found = pairs(plain.step, ours.step, 2 if quick else 8, device)
+        found = pairs(plain.step, ours.step, 2 if quick else 4, device)
         slow, fast = medians(found)
         rows.append({
-            "name": f"throughput, {name}", "ratio": median_ratio(found), "better": "higher", "target": target,
+            "name": f"throughput, {name}", "ratio": median_ratio(found), "better": "higher", "target": TARGETS.get(name),
             "plain_images_per_second": BATCH_SIZE / slow, "images_per_second": BATCH_SIZE / fast,
             "precision": ours.precision.name, "reason": ours.precision.reason,
         })  # fmt: skip
