@@ -8,7 +8,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all torture lint lock clean
+.PHONY: help install quickstart test test-all torture bench bench-check lint lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -25,6 +25,12 @@ test-all: $(STAMP)  ## run the tests, the long ones included
 
 torture: $(STAMP)  ## kill 100 training runs at random moments and compare what they end with (about half an hour)
 	$(BIN)/python scripts/torture.py --kills 100 --out results/benchmarks/torture.json
+
+bench: $(STAMP)  ## measure speed against the plain way of doing things, write results/benchmarks (many minutes)
+	$(BIN)/python scripts/bench.py $(BENCH)
+
+bench-check: $(STAMP)  ## measure briefly, fail where a ratio is worse than the committed one
+	$(BIN)/python scripts/bench.py --check $(BENCH)
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .

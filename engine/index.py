@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from engine import tables
 from engine.comparisons import Comparison, is_reference
@@ -17,7 +16,7 @@ def results_page(
     experiments: Sequence[Experiment],
     compared: Mapping[str, Sequence[Comparison]],
     figures: Mapping[str, Sequence[str]],
-    benchmark: dict[str, Any] | None = None,
+    benchmark: str | None = None,
     findings: str | None = None,
     operator_figure: str | None = None,
 ) -> str:
@@ -27,7 +26,7 @@ def results_page(
         experiments: with evidence or without.
         compared: with Feather, by experiment.
         figures: names of the figure files by experiment, below ``figures/``.
-        benchmark: what ``scripts/bench_training.py`` wrote.
+        benchmark: the page that ``scripts/bench.py`` wrote.
         findings: hand-written Markdown, taken as it is.
         operator_figure: name of the picture of the operator family, below ``figures/``.
     """
@@ -53,7 +52,7 @@ def results_page(
         header = ["experiment", "cells", "network, data", "command"]
         parts += ["## Declared, not run", markdown_rows(header, rows)]
     if benchmark is not None:
-        parts += ["## What sparsification costs", _benchmark(benchmark)]
+        parts += ["## Speed", _benchmark(benchmark)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -134,22 +133,6 @@ def _value(cell: Cell | NotRun | None) -> str:
     return mean_std(cell.statistic("final_top1")) if isinstance(cell, Cell) else tables.NOT_RUN
 
 
-def _benchmark(benchmark: dict[str, Any]) -> str:
-    hardware = benchmark["hardware"]
-    device = hardware["gpu"] if benchmark["device"].startswith("cuda") else hardware["cpu"]
-    header = ["network", "precision", "dense step", "sparse step", "sparse / dense (quartiles)", "images/s sparse"]
-    rows = [
-        [
-            *(row["model"], row["precision"]),
-            *(f"{1e3 * row[key]:.0f} ms" for key in ("dense_step_seconds", "sparse_step_seconds")),
-            f"{row['ratio']:.3f} ({row['ratio_quartiles'][0]:.3f} to {row['ratio_quartiles'][1]:.3f})",
-            f"{row['sparse_images_per_second']:.0f}",
-        ]
-        for row in benchmark["rows"]
-    ]
-    first = benchmark["rows"][0]
-    return (
-        f"Training steps of Feather at {percent(first['sparsity'])} over a whole schedule against dense ones, batch "
-        f"{first['batch_size']}, 32x32 images, median of {first['pairs']} interleaved pairs, {device}, "
-        f"{hardware['threads']} threads; [evidence](benchmarks/training.json).\n\n{markdown_rows(header, rows)}"
-    )
+def _benchmark(page: str) -> str:
+    """The table of ``results/benchmarks/README.md``, with links that work from here."""
+    return page[page.index("# Benchmarks") :].split("\n", 1)[1].strip().replace("](", "](benchmarks/")

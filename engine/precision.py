@@ -44,7 +44,8 @@ def resolve_precision(requested: str, device: torch.device, model: nn.Module | N
     Args:
         requested: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 where the hardware multiplies it natively, else fp32;
             fp32 as well for ``model`` on a CPU where it has depthwise convolutions, which are slower in bf16 there
-            (MobileNetV1's step: 477 ms to 371 ms). A rule and no measurement, so that a run that goes on decides alike.
+            (MobileNetV1's step takes 477 ms, 371 ms in fp32: results/benchmarks/training.json). A rule and no
+            measurement, so that a run that goes on decides alike.
         device: where the model runs.
         model: what is to be trained.
 

@@ -11,7 +11,6 @@ Exit status: 0 all made; 1 something was damaged, missing or stale (each named i
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -137,14 +136,14 @@ def pictures(plots: dict[str, picture.Data], out: Path) -> dict[Path, picture.Da
 def index_products(
     experiments: list[Experiment], compared: dict[str, list[comparisons.Comparison]], out: Path
 ) -> Products:
-    measured, findings = out / "benchmarks" / "training.json", out / "FINDINGS.md"
+    measured, findings = out / "benchmarks" / "README.md", out / "FINDINGS.md"
     shown_figures = {e.name: [f"{stem}.png" for stem in figures.plots(e.name, e.cells)] for e in experiments}
     texts = {
         out / "README.md": index.results_page(
             experiments,
             compared,
             shown_figures,
-            json.loads(measured.read_text()) if measured.exists() else None,
+            measured.read_text() if measured.exists() else None,
             findings.read_text() if findings.exists() else None,
             f"{OPERATOR}.png",
         ),

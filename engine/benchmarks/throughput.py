@@ -109,7 +109,8 @@ def measure(quick: bool, device: torch.device, models: Sequence[str] = ()) -> li
         found = pairs(plain.step, ours.step, 2 if quick else 4, device)
         slow, fast = medians(found)
         rows.append({
-            "name": f"throughput, {name}", "ratio": median_ratio(found), "better": "higher", "target": TARGETS.get(name),
+            "name": f"throughput, {name}", "ratio": median_ratio(found), "better": "higher",
+            "target": TARGETS.get(name),
             "plain_images_per_second": BATCH_SIZE / slow, "images_per_second": BATCH_SIZE / fast,
             "precision": ours.precision.name, "reason": ours.precision.reason,
         })  # fmt: skip

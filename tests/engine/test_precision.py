@@ -37,6 +37,15 @@ def test_auto_follows_the_cpu(native: bool, expected: str, monkeypatch: pytest.M
     assert chosen.reason.startswith(f"{expected}: the CPU {'has' if native else 'lacks'}")
 
 
+def test_auto_on_a_cpu_leaves_depthwise_convolutions_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: True)
+    plain, depthwise = torch.nn.Conv2d(4, 4, 3), torch.nn.Conv2d(4, 8, 3, groups=4)
+    assert resolve_precision("auto", CPU, torch.nn.Sequential(plain)).name == "bf16"
+    chosen = resolve_precision("auto", CPU, torch.nn.Sequential(plain, depthwise))
+    assert (chosen.name, chosen.reason) == ("fp32", "fp32: depthwise convolutions are slower in bf16 on a CPU")
+    assert resolve_precision("bf16", CPU, depthwise).name == "bf16"  # as asked
+
+
 def test_the_cpu_is_asked_without_torch_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     by_torch = precision.cpu_has_bf16()
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)

@@ -1,0 +1,97 @@
+"""scripts/bench.py: what counts as reached or as a regression, and the page; no test here depends on time."""
+
+import json
+
+import pytest
+import torch
+
+from engine.benchmarks import base, overhead, selection
+from scripts import bench
+
+
+def row(ratio, better="lower", target=None, name="x", **more):
+    return {"name": name, "ratio": ratio, "better": better, "target": target, **more}
+
+
+def test_targets_are_reached_from_the_right_side():
+    assert base.reaches(row(1.03, target=1.03))
+    assert not base.reaches(row(1.04, target=1.03))
+    assert base.reaches(row(36.0, "higher", 35.0))
+    assert not base.reaches(row(34.0, "higher", 35.0))
+    assert base.reaches(row(1.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "committed", "worse"),
+    [
+        (row(1.05, slack=0.03), row(1.03), False),
+        (row(1.07, slack=0.03), row(1.03), True),
+        (row(30.0, "higher"), row(40.0, "higher"), False),
+        (row(20.0, "higher"), row(40.0, "higher"), True),
+        (row(99.0, "higher"), row(40.0, "higher"), False),
+    ],
+)
+def test_a_regression_is_a_ratio_that_is_worse_by_more_than_noise(found, committed, worse):
+    assert base.is_worse(found, committed) == worse
+
+
+def test_pairs_alternate_and_the_first_one_warms_up():
+    calls = []
+    found = base.pairs(lambda: calls.append("a"), lambda: calls.append("b"), 3)
+    assert len(found) == 3
+    assert calls == ["b", "a", "a", "b", "b", "a", "a", "b"]
+
+
+def test_check_names_each_regression_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    content = {"rows": [row(1.02, name="overhead, net", slack=0.03), row(40.0, "higher", name="selection")]}
+    (tmp_path / "overhead.json").write_text(json.dumps(content))
+    rows = [row(1.2, name="overhead, net", slack=0.03), row(39.0, "higher", name="selection"), row(9.0, name="new")]
+    monkeypatch.setattr(bench, "measure", lambda part, options: rows)
+    assert bench.main(["overhead", "--check", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "overhead, net: ratio 1.2, where overhead.json has 1.02.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["overhead.json"]
+    rows[0]["ratio"] = 1.01
+    assert bench.main(["overhead", "--check", "--out", str(tmp_path)]) == 0
+
+
+def test_measurements_are_written_with_where_they_come_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "measure", lambda part, options: [row(1.01, target=1.03, name="overhead, net")])
+    assert bench.main(["overhead", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "overhead.json").read_text())
+    assert {"versions", "hardware", "git_commit", "command", "clock", "rows"} <= set(content)
+    page = (tmp_path / "README.md").read_text()
+    assert "| overhead, net | 1.01 | <= 1.03 | yes |" in page
+    assert "| selection | not measured |" in page
+
+
+def test_the_committed_table_shows_the_committed_measurements():
+    assert (bench.OUT / "README.md").read_text() == bench.table(bench.OUT)
+
+
+def test_selection_rows_compare_equal_bits(monkeypatch):
+    monkeypatch.setattr(selection, "SIZES", {"small": (1000, 35.0)})
+    rows = selection.measure(True, torch.device("cpu"))
+    assert [r["bit_equal"] for r in rows] == [True] * 3
+
+
+def test_overhead_goes_through_the_whole_schedule(monkeypatch):
+    monkeypatch.setattr(overhead, "BATCH_SIZE", 2)
+    monkeypatch.setattr(overhead, "create_model", lambda *a, **k: torch.nn.Sequential(
+        torch.nn.Conv2d(3, 100, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()))  # fmt: skip
+    steps = []
+    real = overhead.Contender.step
+    monkeypatch.setattr(
+        overhead.Contender, "step", lambda self, *a: steps.append(self.sparsifier.sparsity) or real(self, *a)
+    )
+    (found,) = overhead.measure(True, torch.device("cpu"))
+    assert len(found["ratio_by_stage"]) == overhead.STAGES
+    assert 0 < min(s for s in steps if s) < 0.7
+    assert max(steps) == 0.98
+
+
+def test_unknown_parts_and_clocks_are_refused(capsys):
+    for arguments, told in ((["speed"], "unknown part speed"), (["--clock", "cpu", "--device", "cuda"], "--clock cpu")):
+        with pytest.raises(SystemExit) as stop:
+            bench.main(arguments)
+        assert stop.value.code == 2
+        assert told in capsys.readouterr().err
