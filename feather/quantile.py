@@ -1,10 +1,10 @@
 """The exact quantile of magnitudes without sorting them all: where thresholds come from, at every step.
 
-Non-negative floats sort as their bit patterns do, so order statistics are found among integers. On the CPU a sample
-places a narrow window around the wanted rank (Floyd and Rivest, https://doi.org/10.1145/360680.360691); one pass counts
-what lies below the window and gathers what lies inside. The count proves the answer; where it refutes the window, a
-binary search over the bit patterns answers, which only counts. On other devices nothing may wait for a count: a sort,
-or for large networks that binary search, both of fixed shape.
+Non-negative floats sort as their bit patterns do, so order statistics are found among integers. On the CPU the last
+step's result, or a sample (Floyd and Rivest, https://doi.org/10.1145/360680.360691), places a narrow window around the
+wanted rank; one pass counts what lies below the window and gathers what lies inside. The count proves the answer; where
+it refutes the window, a binary search over the bit patterns answers, which only counts. On other devices nothing may
+wait for a count: a sort, or for large networks that binary search, both of fixed shape.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ALGORITHMS = ("auto", "sort", "counting")
 
 _CHUNK = 1 << 19  # elements; what is worked on stays in the cache
 _DEVIATIONS = 3.5  # of the sample's rank, on each side of the window: 1 in 2000 random samples misses it
+_GUESS = 0.005  # relative: further off, the result is looked for anew
 _BLOCK = 8  # elements looked at together when those inside the window are gathered
 _SORT_BELOW = 1 << 22  # elements on a GPU: a sort of few needs fewer kernels, of many too much memory
 
@@ -30,7 +31,9 @@ def zeros_at(sparsity: float, size: int) -> int:
     return 0 if sparsity == 0 else math.floor((size - 1) * sparsity) + 1
 
 
-def magnitude_quantile(weights: Sequence[Tensor], sparsity: float, *, algorithm: str = "auto") -> Tensor:
+def magnitude_quantile(
+    weights: Sequence[Tensor], sparsity: float, *, algorithm: str = "auto", guess: Tensor | None = None
+) -> Tensor:
     """The linearly interpolated quantile of ``|w|`` over all tensors: Feather-Global's threshold T.
 
     T interpolates the sorted magnitudes at position ``(n - 1) * sparsity``. It stays below the upper neighbour, so that
@@ -41,6 +44,8 @@ def magnitude_quantile(weights: Sequence[Tensor], sparsity: float, *, algorithm:
         sparsity: in [0, 1).
         algorithm: one of ``ALGORITHMS``; all give the same bits. ``sort`` is the plain one, ``counting`` the one that
             needs least memory, ``auto`` the fastest.
+        guess: about the result, such as that of the step before. It never changes the result; on the CPU one within
+            0.5 % makes it faster.
 
     Returns:
         0-dim tensor on the weights' device, fp64 where a weight is fp64 and fp32 elsewhere.
@@ -55,7 +60,10 @@ def magnitude_quantile(weights: Sequence[Tensor], sparsity: float, *, algorithm:
     dtype = torch.float64 if any(compute_dtype(w.dtype) == torch.float64 for w in weights) else torch.float32
     found = None
     if algorithm == "auto" and flat[0].device.type == "cpu":
-        found = _by_sampling(flat, dtype, ranks)
+        if guess is not None and guess > 0:
+            found = _in_window(flat, dtype, ranks, *_around(guess.to(dtype)))
+        if found is None:
+            found = _in_window(flat, dtype, ranks, *_sampled(flat, dtype, ranks[0] / size))
     elif algorithm == "sort" or (algorithm == "auto" and size < _SORT_BELOW):
         found = _by_sorting(flat, dtype, ranks)
     lower, upper = found if found is not None else _by_counting(flat, dtype, ranks)
@@ -93,14 +101,15 @@ def _by_counting(flat: Sequence[Tensor], dtype: torch.dtype, ranks: tuple[int, i
     return found.view(dtype), torch.where(not_larger > ranks[1], found, following).view(dtype)
 
 
-def _by_sampling(flat: Sequence[Tensor], dtype: torch.dtype, ranks: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
-    """The same in one pass on the CPU, or None where the sample misled.
+def _in_window(
+    flat: Sequence[Tensor], dtype: torch.dtype, ranks: tuple[int, int], lowest: int, highest: int
+) -> tuple[Tensor, Tensor] | None:
+    """The same in one pass on the CPU, or None where the bit patterns ``lowest`` to ``highest`` do not hold both.
 
     Extra memory: a few chunks and at most an eighth of the weights.
     """
     integer = _integer(dtype)
     size = sum(w.numel() for w in flat)
-    lowest, highest = _window(flat, dtype, ranks[0] / size)
     radius = (highest - lowest + 1) // 2
     centre = lowest + radius
     largest = torch.iinfo(integer).max
@@ -130,7 +139,14 @@ def _by_sampling(flat: Sequence[Tensor], dtype: torch.dtype, ranks: tuple[int, i
     return lower.view(dtype), upper.view(dtype)
 
 
-def _window(flat: Sequence[Tensor], dtype: torch.dtype, fraction: float) -> tuple[int, int]:
+def _around(guess: Tensor) -> tuple[int, int]:
+    """Bit patterns that enclose a good guess."""
+    low, high = (guess * (1 + side * _GUESS) for side in (-1, 1))
+    integer = _integer(guess.dtype)
+    return int(low.view(integer)), int(high.view(integer))
+
+
+def _sampled(flat: Sequence[Tensor], dtype: torch.dtype, fraction: float) -> tuple[int, int]:
     """Bit patterns that most likely enclose the magnitude at the relative rank ``fraction``, from n^(2/3) samples."""
     integer = _integer(dtype)
     size = sum(w.numel() for w in flat)

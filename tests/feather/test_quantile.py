@@ -120,7 +120,7 @@ def test_what_other_devices_use_never_waits_for_them(algorithm):
     assert threshold.device.type == "meta"
     assert threshold.shape == ()
     with pytest.raises((RuntimeError, NotImplementedError)):
-        quantile._by_sampling([w.view(-1) for w in weights], torch.float32, (1980, 1981))
+        quantile._in_window([w.view(-1) for w in weights], torch.float32, (1980, 1981), 0, 9)
 
 
 def test_the_weights_are_left_as_they_are():
@@ -129,6 +129,22 @@ def test_the_weights_are_left_as_they_are():
     for algorithm in quantile.ALGORITHMS:
         feather.magnitude_quantile(weights, 0.9, algorithm=algorithm)
     assert all(map(torch.equal, weights, before))
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 0.995, 0.9999, 1.0, 1.0001, 1.005, 3.0, math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_guess_changes_nothing(factor, dtype):
+    weights = [normal(5000, dtype=dtype), normal(100, 7, seed=1)]
+    for sparsity in (0.1, 0.9, 0.999):
+        expected = by_sorting(weights, sparsity)
+        assert torch.equal(feather.magnitude_quantile(weights, sparsity, guess=expected.float() * factor), expected)
+
+
+def test_a_good_guess_spares_the_sample(monkeypatch):
+    weights = [normal(50_000)]
+    expected = by_sorting(weights, 0.9)
+    monkeypatch.setattr(quantile, "_sampled", None)
+    assert torch.equal(feather.magnitude_quantile(weights, 0.9, guess=expected * 1.001), expected)
 
 
 def test_an_unknown_algorithm_is_refused():
