@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.config import Config, ConfigError
+from engine.trust import guard
 
 _failed: list[str] = []
 _full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"  # the user's wish for tracebacks
@@ -29,10 +30,10 @@ def job(task: Callable[[], float]) -> float:
     """Run one job; a ``ConfigError`` is told at once and the other jobs of a sweep go on."""
     try:
         return task()
-    except ConfigError as error:
+    except (ConfigError, OmegaConfBaseException) as error:
         if _full_error:
             raise
-        told = str(error)
+        told = str(error) if isinstance(error, ConfigError) else sentence(error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             told = f"{' '.join(HydraConfig.get().overrides.task)}: {told}"
         _failed.append(told)
@@ -42,6 +43,7 @@ def job(task: Callable[[], float]) -> float:
 
 def run(main: Callable[[], Any]) -> None:
     """Call a ``@hydra.main`` function and exit with what became of it."""
+    guard()
     if _full_error:
         main()
         return
@@ -101,6 +103,16 @@ _REWRITTEN: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
         lambda m: f"{m[1]} lists several values: add -m to run every one of them.",
     ),
     (r"Error parsing override '(.*)'\nmissing EQUAL", lambda m: f"{m[1]} has no value: write {m[1]}=VALUE."),
+    (
+        r"(?:LexerNoViableAltException|no viable alternative|mismatched input|extraneous input|token recognition)(.*)",
+        lambda m: (
+            f"The command line cannot be read{m[1]}: put quotes around special characters, as in 'key=\"value\"'."
+        ),
+    ),
+    (
+        r"(?:Error merging override )?(.*): Cannot assign (\w+) to Dict.*",
+        lambda m: f"{m[1]} is not possible: the value must be a mapping, such as {{key:value}}.",
+    ),
     (r"Multiple values for (\S+)\..*: (\S+)'", lambda m: f"{m[1]} has a choice already: write {m[1]}={m[2]}."),
 )
 

@@ -10,9 +10,9 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -195,6 +195,9 @@ def prepare(cfg: Any) -> Config:
     if unknown:
         raise ConfigError(f"{unknown} is not an option, although a plus sign adds it: see --cfg job for all.")
     config: Config = OmegaConf.to_object(cfg)
+    for key, text in _strings(OmegaConf.to_container(OmegaConf.structured(config))):
+        if not text.isprintable():
+            raise ConfigError(f"{key}={text!r} holds a character that cannot be printed: leave it out.")
     _validate(config)
     if config.scale == "proxy" and not config.experiment_name.endswith("_proxy"):
         config.experiment_name += "_proxy"  # never in one table, W&B group or directory with runs at full scale
@@ -221,6 +224,9 @@ def _validate(cfg: Config) -> None:
         )
     if cfg.method.name == "dense" and cfg.sparsity != 0:
         raise ConfigError(f"method=dense prunes nothing, but sparsity={cfg.sparsity:g}: leave one of them out.")
+    name = PurePosixPath(cfg.experiment_name)
+    inside = bool(cfg.experiment_name.strip("./ ")) and not name.is_absolute() and ".." not in name.parts
+    require(inside, "experiment_name", cfg.experiment_name, "a name, which becomes a folder in runs/")
     require(0 <= cfg.sparsity < 1, "sparsity", cfg.sparsity, "in [0, 1), the fraction of weights that are zero")
     require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "an integer in [0, 2^32)")
     require(trainer.epochs >= 1, "trainer.epochs", trainer.epochs, "at least 1")
@@ -271,6 +277,17 @@ def _validate(cfg: Config) -> None:
         require(number and 0 <= theta <= 1, "method.theta", theta, "a number in [0, 1] or auto")
         cfg.method.theta = float(theta)  # 1 and 1.0 are one configuration
     require(cfg.method.p is None or cfg.method.p >= 1, "method.p", cfg.method.p, "a number in [1, inf]")
+
+
+def _strings(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in the configuration, keys of open dicts included, with the path that leads to it."""
+    if isinstance(node, str):
+        yield prefix, node
+    elif isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            path = f"{prefix}.{key}" if prefix else str(key)
+            yield from _strings(str(key), path)
+            yield from _strings(value, path)
 
 
 def _unknown(given: dict[str, Any], schema: dict[str, Any], prefix: str = "") -> str | None:
