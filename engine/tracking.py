@@ -1,4 +1,5 @@
-"""Weights & Biases as a mirror of ``metrics.jsonl``. Tracking never asks, never waits for long and never stops a run.
+"""Weights & Biases as a mirror of ``metrics.jsonl``. Tracking never asks, never stops a run, and no run waits for a
+server while it trains.
 
 W&B cannot resume an offline run. A resumed run therefore writes a new offline run with the same id that holds the whole
 history, and the one it replaces is renamed, so that ``wandb sync`` sends every step once.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from omegaconf import OmegaConf
 
+from engine.background import BackgroundTracker
 from engine.charts import CURVE, final_charts
 from engine.wandb_login import logged_in
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from engine.rundir import RunDirectory
 
 _INIT_TIMEOUT_SECONDS = 15.0
-_FINISH_TIMEOUT_SECONDS = 300.0
+_FINISH_TIMEOUT_SECONDS = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ def create_tracker(
     run_id: str,
     history: Iterable[Mapping[str, Any]] = (),
 ) -> Tracker:
-    """Start tracking a run.
+    """Start tracking a run; online, in a thread of its own, so that no server holds training up.
 
     Args:
         kind: ``wandb`` (online where somebody is logged in, else offline), ``wandb_offline`` or ``none``. The
@@ -97,13 +99,33 @@ def create_tracker(
     modes = _modes(kind)
     if not modes:
         return NoTracker()
+    arguments = {
+        "project": project, "name": name, "group": group, "job_type": job_type, "tags": tags, "config": dict(config),
+    }  # fmt: skip
+    directory, past = Path(directory).resolve(), list(history)
+    if modes[0] == "online":
+        return BackgroundTracker(lambda: _start(modes, directory, run_id, past, arguments), _say)
+    return _start(modes, directory, run_id, past, arguments)
+
+
+def _say(description: str) -> None:
+    if description:
+        print(f"  {description}", flush=True)
+
+
+def _start(
+    modes: Iterable[Literal["online", "offline"]],
+    directory: Path,
+    run_id: str,
+    history: list[Mapping[str, Any]],
+    arguments: dict[str, Any],
+) -> Tracker:
     try:
         import wandb
     except ImportError as error:
         _log.warning("W&B is not used, it cannot be imported (%s); metrics.jsonl holds everything", error)
         return NoTracker()
 
-    directory = Path(directory).resolve()
     directory.mkdir(parents=True, exist_ok=True)
     before = _run_folders(directory)
     _set_aside(folder for folder in before if folder.name.startswith("offline-run-"))
@@ -111,12 +133,7 @@ def create_tracker(
     for mode in modes:
         try:
             run = wandb.init(
-                project=None if in_sweep else project,
-                name=name,
-                group=group,
-                job_type=job_type,
-                tags=tags,
-                config=dict(config),
+                **arguments | ({"project": None} if in_sweep else {}),
                 dir=str(directory),
                 id=None if in_sweep else run_id,
                 mode=mode,

@@ -64,16 +64,16 @@ CHOICES = {
     "trainer.nonfinite": ("raise", "skip", "rollback", "ignore"),
 }
 KEYS = (
-    "sparsity", "seed", "label", "experiment_name", "time_limit_minutes", "method.p", "method.theta", "method.include",
-    "method.exclude", "optimizer.lr", "optimizer.momentum", "optimizer.nesterov", "optimizer.weight_decay",
-    "lr_schedule.name", "lr_schedule.warmup_epochs", "trainer.accumulate", "trainer.batch_size",
-    "trainer.clip_grad_norm",
-    "trainer.label_smoothing", "trainer.log_every", "trainer.checkpoint_every", "trainer.eval_batch_size",
-    "trainer.channels_last", "sparsity_schedule.start_fraction", "sparsity_schedule.end_fraction", "dataset.validation",
-    "dataset.workers", "dataset.augment", "dataset.root", "dataset.image_size", "model.options.depth", "model.name",
-    "model.weights", "model.options", "framework.options", "framework.options.a", "modifier_options.beta",
-    "hydra.verbose",
-    "run_dir", "overwrite", "hydra.callbacks.a._target_", "hydra.run.dir", "nothing", "trainer.nothing", "hydra", "dataset.name", "method.name", "hydra.launcher", "_target_", "method._target_", "hydra.job.name", "trainer",
+    "sparsity", "seed", "label", "experiment_name", "time_limit_minutes", "method.p", "method.theta",
+    "method.include", "method.exclude", "optimizer.lr", "optimizer.momentum", "optimizer.nesterov",
+    "optimizer.weight_decay", "lr_schedule.name", "lr_schedule.warmup_epochs", "trainer.accumulate",
+    "trainer.batch_size", "trainer.clip_grad_norm", "trainer.label_smoothing", "trainer.log_every",
+    "trainer.checkpoint_every", "trainer.eval_batch_size", "trainer.channels_last",
+    "sparsity_schedule.start_fraction", "sparsity_schedule.end_fraction", "dataset.validation", "dataset.workers",
+    "dataset.augment", "dataset.root", "dataset.image_size", "model.options.depth", "model.name", "model.weights",
+    "model.options", "framework.options", "framework.options.a", "modifier_options.beta", "hydra.verbose", "run_dir",
+    "overwrite", "hydra.callbacks.a._target_", "hydra.run.dir", "nothing", "trainer.nothing", "hydra", "dataset.name",
+    "method.name", "hydra.launcher", "_target_", "method._target_", "hydra.job.name", "trainer",
 )  # fmt: skip
 FLAGS = ("-m", "--cfg=job", "--nothing", "-h", "--resolve", "--info", "--", "-", "=", "==", "+", "~sparsity", "+a=1")
 ALLOWED = {"runs", "yaml"}  # what a case may make in its folder, or the folder that its run_dir= names
