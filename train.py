@@ -51,7 +51,7 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
     from torch.nn.parallel import DistributedDataParallel
 
     import feather
-    from engine.checkpoint import atomic_write, load_checkpoint, save_checkpoint
+    from engine.checkpoint import atomic_write, fitting, load_checkpoint, load_parts, save_checkpoint
     from engine.data import create_data
     from engine.distributed import all_reduce_sum, barrier, broadcast_object, gather_objects, main_first
     from engine.errors import user_errors
@@ -134,15 +134,12 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
     barrier()  # reading sweeps half-written files away: nobody may write meanwhile
     if loaded is not None:
         state, path = loaded
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        sparsifier.load_state_dict(state["sparsifier"])
-        scaler.load_state_dict(state["scaler"])
-        guard.load_state_dict(state.get("guard", {}))
-        set_rng_state(state["rng"][ranks.rank % len(state["rng"])])
-        step, best, seconds = state["step"], state["best"], state["seconds"]
-        began -= state["wall_seconds"]
-        totals.copy_(state["totals"] * ranks.is_main)
+        with fitting(path):
+            load_parts(state, model, optimizer, sparsifier=sparsifier, scaler=scaler, guard=guard)
+            set_rng_state(state["rng"][ranks.rank % len(state["rng"])])
+            step, best, seconds = state["step"], state["best"], state["seconds"]
+            began -= state["wall_seconds"]
+            totals.copy_(state["totals"] * ranks.is_main)
         say(f"Going on from {path} at step {step} of {total_steps}.")
     log = MetricsLog(run.path / "metrics.jsonl")
     with user_errors():

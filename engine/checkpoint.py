@@ -7,16 +7,17 @@ that data and checksum cannot part. Reading never unpickles code (``weights_only
 import hashlib
 import logging
 import os
-import pickle
 import re
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from models.plain import PlainFileError, load_plain
 
 FORMAT = 1
 """Version of the file's layout; raised whenever older code could not read newer files."""
@@ -140,20 +141,57 @@ def list_checkpoints(directory: str | Path) -> list[Path]:
 
 def _read(path: Path, map_location: Any) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(
-            f"{path} was not written by this program or holds more than plain data, "
-            f"so it is not loaded ({type(error).__name__})."
-        ) from error
+        content = load_plain(path, map_location)
+    except PlainFileError as error:
+        raise CheckpointError(f"{error}, so it is not loaded: restore the checkpoint or remove it.") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {found}, this version reads format {FORMAT}: use the version that wrote it."
         )
-    state = content["state"]
-    assert isinstance(state, dict)
+    state = content.get("state")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds no state of a run: restore the checkpoint or remove it.")
     return state
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Around loading a checkpoint's parts: what does not fit is the file's fault, told in one sentence.
+
+    Raises:
+        CheckpointError: something in it is missing, or of another kind or shape than this run's.
+    """
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise CheckpointError(
+            f"{path} does not fit this run ({type(error).__name__}: {reason}): restore the checkpoint or remove it."
+        ) from error
+
+
+def load_parts(state: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer, **parts: Any) -> None:
+    """Load each part's entry of ``state`` into it, the model and the optimizer checked: names, shapes and dtypes.
+
+    Raises:
+        LookupError, ValueError, ...: an entry is missing or does not fit; see ``fitting``.
+    """
+    own = model.state_dict()
+    if own.keys() != state["model"].keys():
+        raise ValueError(f"the model has other weights: {min(own.keys() ^ state['model'].keys())}")
+    for name, tensor in own.items():  # whose dtype would be converted in silence
+        if (state["model"][name].shape, state["model"][name].dtype) != (tensor.shape, tensor.dtype):
+            raise ValueError(f"the model's {name} should be {tensor.dtype} of shape {tuple(tensor.shape)}")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    for parameter, values in optimizer.state.items():  # which torch would first look at in a step
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"the optimizer's {name} has shape {tuple(value.shape)}")
+    for name, part in parts.items():
+        # older checkpoints have no counts of steps left out
+        part.load_state_dict(state.get(name, {}) if name == "guard" else state[name])
 
 
 def _check_loadable(value: Any, where: str) -> None:

@@ -63,6 +63,8 @@ def run(main: Callable[[], Any]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(sentence(error))
     except Exception as error:
+        if str(error).startswith("The --resolve flag"):
+            sys.exit("--resolve shows the configuration with --cfg job only: add that, or leave it out.")
         if not type(error).__module__.startswith("submitit."):
             raise
         sys.exit("A submitted job ended without a result: its log is in runs/.submitit, the same command goes on.")

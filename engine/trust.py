@@ -64,6 +64,8 @@ def check(composed: Any) -> None:
         if not (launcher and isinstance(target, str) and target.startswith(_PLUGINS)):
             raise ConfigError(f"{key}={target} is refused: a configuration cannot make objects; leave it out.")
     hydra = composed.get("hydra", {})
+    if not isinstance(hydra.get("verbose"), bool | str | list):
+        raise ConfigError(f"hydra.verbose={hydra.get('verbose')} is not possible: the value must be true or false.")
     for key, fixed in _FIXED.items():
         found: Any = hydra
         for part in key.split("."):

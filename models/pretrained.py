@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from models.plain import PlainFileError, load_plain
 
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
 
@@ -86,11 +86,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
     else:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            raise ValueError(
-                f"{path} is not a file of plain tensors: save it with torch.save(model.state_dict(), PATH)"
-            ) from error
+            content = load_plain(path)
+        except PlainFileError as error:
+            raise ValueError(f"{error}: save it with torch.save(model.state_dict(), PATH)") from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.data.base import Batch, DataError, Normalize, Sharding, epoch_generator, stratified_split
+from engine.data.download import fetch
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
@@ -159,10 +160,20 @@ def _cifar(name: str, root: Path, download: bool, train: bool) -> Split:
 
     source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     try:
-        data = source(root, train=train, download=download or _has_archive(source, root))
+        if download and not (_has_archive(source, root) or _is_unpacked(source, root)):
+            fetch(source.url, root / source.filename, source.tgz_md5)
+        data = source(root, train=train, download=_has_archive(source, root))
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         raise DataError(_cifar_problem(source, root, download, error)) from error
     return Split(torch.from_numpy(data.data), torch.tensor(data.targets))
+
+
+def _is_unpacked(source: type[CIFAR10], root: Path) -> bool:
+    from torchvision.datasets.utils import check_integrity
+
+    folder = root / source.base_folder
+    files = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
+    return all(check_integrity(folder / name, md5) for name, md5 in files)
 
 
 def _has_archive(source: type[CIFAR10], root: Path) -> bool:

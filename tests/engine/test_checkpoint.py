@@ -1,6 +1,12 @@
+import io
 import logging
 import os
+import pickle
+import re
 import shutil
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +15,15 @@ import pytest
 import torch
 
 from engine import checkpoint
-from engine.checkpoint import CheckpointError, atomic_write, list_checkpoints, load_checkpoint, save_checkpoint
+from engine.checkpoint import (
+    CheckpointError,
+    atomic_write,
+    fitting,
+    list_checkpoints,
+    load_checkpoint,
+    load_parts,
+    save_checkpoint,
+)
 
 
 def state(value: int) -> dict[str, Any]:
@@ -43,18 +57,37 @@ def test_nothing_to_load(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "missing") is None
 
 
-@pytest.mark.parametrize("position", [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
-def test_any_flipped_bit_is_found_and_the_previous_one_used(
-    tmp_path: Path, position: float, caplog: pytest.LogCaptureFixture
+def regions(path: Path) -> dict[str, int]:
+    """A byte of each region of a checkpoint's file: of every record its header and content, the directory, the end."""
+    found = {"first": 0, "last": path.stat().st_size - 1}
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            found[f"header of {info.filename}"] = info.header_offset + 10
+            if info.file_size:
+                found[f"content of {info.filename}"] = (
+                    info.header_offset + 30 + len(info.filename) + info.file_size // 2
+                )
+        found["directory"] = archive.start_dir + 12
+    return found
+
+
+def test_a_flipped_bit_in_any_region_is_found_and_the_previous_one_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_checkpoint(tmp_path, state(1), 1)
     newest = save_checkpoint(tmp_path, state(2), 2)
-    data = bytearray(newest.read_bytes())
-    data[int(position * (len(data) - 1))] ^= 1
-    newest.write_bytes(data)
-    with caplog.at_level(logging.WARNING):
-        assert loaded_step(tmp_path) == 1
-    assert newest.name in caplog.text
+    content = newest.read_bytes()
+    places = regions(newest)
+    assert len(places) > 8
+    for position in places.values():
+        for bit in (0, 7):
+            data = bytearray(content)
+            data[position] ^= 1 << bit
+            newest.write_bytes(data)
+            caplog.clear()
+            with caplog.at_level(logging.WARNING):
+                assert loaded_step(tmp_path) == 1
+            assert f"CHECKPOINT DAMAGED: {newest}" in caplog.text
 
 
 @pytest.mark.parametrize("size", [0, 1, 0.5, -1])
@@ -134,9 +167,153 @@ def test_a_hostile_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
     torch.save({"format": 1, "state": Hostile(tmp_path / "owned")}, written)
     name = f"checkpoint_00000001-{checkpoint._digest(written)[:16]}.pt"
     shutil.move(written, tmp_path / name)
-    with pytest.raises(CheckpointError, match="more than plain data"):
+    with pytest.raises(CheckpointError, match=r"holds posix.mkdir, which is no plain data, so it is not loaded"):
         load_checkpoint(tmp_path)
     assert not (tmp_path / "owned").exists()
+
+
+def named_by_its_checksum(written: Path) -> None:
+    written.rename(written.with_name(f"checkpoint_00000001-{checkpoint._digest(written)[:16]}.pt"))
+
+
+def rewritten(
+    path: Path, change: Callable[[str, bytes], tuple[str, bytes]], compression: int = zipfile.ZIP_STORED
+) -> None:
+    with zipfile.ZipFile(path) as archive:
+        records = [change(info.filename, archive.read(info)) for info in archive.infolist()]
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in records:
+            archive.writestr(name, content)
+
+
+def test_a_record_that_inflates_is_refused_before_it_does(tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    torch.save({"format": 1, "state": {"weight": torch.zeros(1 << 24)}}, written)
+    rewritten(written, lambda name, content: (name, content), zipfile.ZIP_DEFLATED)
+    assert written.stat().st_size < 1 << 20
+    named_by_its_checksum(written)
+    with pytest.raises(CheckpointError, match=r"has the compressed record .* whose size nobody knows"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/etc/outside", "a\\b"])
+def test_a_record_with_a_path_for_a_name_is_refused(name: str, tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    torch.save({"format": 1, "state": {}}, written)
+    with zipfile.ZipFile(written, "a") as archive:
+        archive.writestr(name, b"content")
+    named_by_its_checksum(written)
+    with pytest.raises(CheckpointError, match="names a record"):
+        load_checkpoint(tmp_path)
+
+
+def claims(numel: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+    """A pickle of one tensor that claims so much."""
+
+    class Claim:
+        def __reduce__(self) -> Any:
+            return torch._utils._rebuild_tensor_v2, (Stored(), 0, shape, stride, False, OrderedDict())
+
+    class Stored:
+        pass
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: Any) -> Any:
+            return ("storage", torch.FloatStorage, "0", "cpu", numel) if isinstance(value, Stored) else None
+
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=2).dump({"format": 1, "state": {"weight": Claim()}})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("numel", "shape", "stride", "told"),
+    [
+        (1 << 40, (1 << 40,), (1,), "claims 1099511627776 values of torch.float32 where it holds 64 bytes"),
+        (-1, (16,), (1,), "claims -1 values"),
+        (16, (1 << 40,), (0,), "holds a tensor of shape (1099511627776,) in 16 values"),
+        (16, (4,), (1 << 40,), "holds a tensor of shape (4,) in 16 values"),
+        (16, (-4,), (1,), "holds a tensor without a storage or a shape"),
+    ],
+)
+def test_sizes_that_the_file_does_not_have_are_refused(
+    numel: int, shape: tuple[int, ...], stride: tuple[int, ...], told: str, tmp_path: Path
+) -> None:
+    written = tmp_path / "written"
+    torch.save({"format": 1, "state": {"weight": torch.zeros(16)}}, written)
+    pickled = claims(numel, shape, stride)
+    rewritten(written, lambda name, content: (name, pickled if name.endswith("data.pkl") else content))
+    named_by_its_checksum(written)
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        load_checkpoint(tmp_path)
+
+
+def test_a_pickle_without_an_archive_is_refused(tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    written.write_bytes(pickle.dumps({"format": 1, "state": {}}))
+    named_by_its_checksum(written)
+    with pytest.raises(CheckpointError, match="is no file of plain tensors"):
+        load_checkpoint(tmp_path)
+
+
+def test_every_kind_of_tensor_that_is_saved_is_let_through(tmp_path: Path) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    kinds = {
+        "transposed": base.t(), "part": base[1:, ::2], "scalar": torch.tensor(1.5), "empty": torch.empty(0, 3),
+        "channels_last": torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last), "bool": base > 3,
+        "bf16": base.bfloat16(), "half": base.half(), "bytes": b"abc", "parameter": torch.nn.Parameter(base.clone()),
+        "expanded": torch.zeros(3).double(), "dtype": torch.float32, "size": base.shape, "set": {1, 2},
+    }  # fmt: skip
+    save_checkpoint(tmp_path, kinds, 1)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded is not None
+    for name, value in kinds.items():
+        assert torch.equal(loaded[0][name], value) if isinstance(value, torch.Tensor) else loaded[0][name] == value
+
+
+def broken(name: str, change: Callable[[Any], Any]) -> Any:
+    return pytest.param(change, id=name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        broken("no model", lambda s: s.pop("model")),
+        broken("no step", lambda s: s.pop("step")),
+        broken("a weight more", lambda s: s["model"].update(extra=torch.zeros(1))),
+        broken("a weight less", lambda s: s["model"].pop("weight")),
+        broken("a weight of another shape", lambda s: s["model"].update(weight=torch.zeros(2, 2))),
+        broken("a weight of another dtype", lambda s: s["model"].update(weight=s["model"]["weight"].double())),
+        broken("a number for a weight", lambda s: s["model"].update(weight=1)),
+        broken("a list for the model", lambda s: s.update(model=[1])),
+        broken(
+            "momentum of another shape", lambda s: s["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(7))
+        ),
+        broken("groups of another optimizer", lambda s: s["optimizer"].update(param_groups=[])),
+        broken("a string for the optimizer", lambda s: s.update(optimizer="x")),
+        broken("no other part", lambda s: s.pop("other")),
+    ],
+)
+def test_a_state_that_does_not_fit_is_one_sentence(change: Callable[[Any], Any]) -> None:
+    def parts() -> tuple[torch.nn.Module, torch.optim.Optimizer, torch.optim.Optimizer]:
+        model = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        return model, optimizer, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    model, optimizer, other = parts()
+    content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "other": other.state_dict(), "step": 1}
+
+    def load() -> None:
+        with fitting(Path("file")):
+            load_parts(content, *parts()[:2], other=parts()[2])
+            content["step"]
+
+    load()
+    change(content)
+    with pytest.raises(CheckpointError, match=r"^file does not fit this run \(.*\): restore"):
+        load()
 
 
 @pytest.mark.parametrize("value", [np.float64(1.0), np.zeros(2), object(), Path("a")])

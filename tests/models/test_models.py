@@ -254,7 +254,7 @@ def damaged(kind, path):
         ("channels", "conv1.weight is of another shape"),
         ("another model", "conv1.weight, bn1.weight, bn1.bias and .* more are of another shape"),
         ("no state dict", "holds no state dict"),
-        ("pickled object", "plain tensors"),
+        ("pickled object", "no plain data"),
         ("garbage", "plain tensors"),
         ("absent", "does not exist"),
     ],
