@@ -31,10 +31,12 @@ def start(composed: DictConfig) -> float:
     from engine.data import DataError
     from engine.distributed import session
     from engine.errors import user_errors
+    from engine.interruption import stopping_at_once
     from engine.lock import release
     from engine.numerics import with_rollbacks
 
     with ExitStack() as stack:
+        stack.enter_context(stopping_at_once())
         with user_errors():
             ranks = stack.enter_context(session(cfg.trainer.device))
         stack.callback(release)

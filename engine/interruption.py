@@ -1,10 +1,17 @@
-"""Stopping cleanly: a signal or a time limit sets a flag, the step finishes, the state is saved."""
+"""Stopping cleanly: a signal or a time limit sets a flag, the step finishes, the state is saved.
+
+Before and after training there is nothing to save: a signal ends the process at once, with the same exit status.
+"""
 
 from __future__ import annotations
 
 import signal
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 import torch
 
@@ -15,6 +22,24 @@ EXIT_UNFINISHED = 75
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 _AGREE_EVERY = 16  # steps between two rounds of asking all processes
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Around a whole run: a signal that nobody else listens to ends it with ``EXIT_UNFINISHED``."""
+    unheard = [n for n in _SIGNALS if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
+    before = {number: signal.signal(number, _stop) for number in unheard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    name = signal.Signals(number).name
+    print(f"Stopped outside of training: {name} was received; the same command goes on from here.", flush=True)
+    sys.exit(EXIT_UNFINISHED)
 
 
 class Interruption:
@@ -59,5 +84,5 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         before = self._previous.get(self._received) if self._received is not None else None
-        if kind is SystemExit and callable(before) and before is not signal.default_int_handler:
+        if kind is SystemExit and callable(before) and before not in (signal.default_int_handler, _stop):
             before(self._received, None)  # now that the state is saved, such as submitit's, which requeues the job

@@ -90,12 +90,17 @@ def _weights(a: Path, b: Path) -> Iterator[str]:
         return
     for name, weight in left.items():
         other = right[name]
-        if weight.shape != other.shape or not torch.equal(weight, other):
-            how = (
-                "shape" if weight.shape != other.shape else f"{int((weight != other).sum())} of {weight.numel()} values"
-            )
-            yield f"weights: {name} differs in {how}."
+        if (weight.shape, weight.dtype) != (other.shape, other.dtype):
+            yield f"weights: {name} differs in shape or dtype."
             return
+        if differ := int((_bits(weight) != _bits(other)).any(dim=1).sum()):
+            yield f"weights: {name} differs in {differ} of {weight.numel()} values."
+            return
+
+
+def _bits(weight: torch.Tensor) -> torch.Tensor:
+    """(values, bytes of one): 0 and -0 differ, and a NaN equals itself."""
+    return weight.contiguous().reshape(-1).view(torch.uint8).reshape(-1, weight.element_size())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import engine.checkpoint
 import engine.records
@@ -219,6 +221,48 @@ def test_a_checkpoint_of_an_older_version_is_read(monkeypatch: pytest.MonkeyPatc
     assert outcome(Path("run")) == outcome(Path("whole"))
 
 
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+
+def signalled(where: str, number: int) -> None:
+    """This process sends itself a signal as it comes to ``where``, or in its sixth step."""
+    import importlib
+
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    if where == "training":
+        seen = iter(range(1, 99))
+        register_optimizer_step_pre_hook(lambda *_: os.kill(os.getpid(), number) if next(seen) == 6 else None)
+        return
+    module, name = {"setup": ("engine.data", "create_data"), "end": ("engine.outcome", "describe_result")}[where]
+    owner = importlib.import_module(module)
+    function = getattr(owner, name)
+
+    def send(*args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return function(*args, **options)
+
+    setattr(owner, name, send)
+
+
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [("training", signal.SIGINT), ("training", signal.SIGUSR2), ("setup", signal.SIGTERM), ("end", signal.SIGUSR2)],
+)
+def test_a_signal_at_any_time_ends_with_the_status_that_asks_for_a_restart(
+    where: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    ended = command(*RUN, cwd=tmp_path, before=signalled, with_arguments=(where, number))
+    assert ended.status == EXIT_UNFINISHED == 75
+    assert f"{number.name} was received; the same command goes on from here." in ended.out
+    assert "Traceback" not in ended.err
+    if where == "training":
+        assert "Stopped after step 6 of 8" in ended.out
+    again = command(*RUN, cwd=tmp_path)
+    assert again.status == 0
+    assert [record["step"] for record in read_metrics(tmp_path / "run")] == list(range(1, 9))
+
+
 # ---- processes -------------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +288,25 @@ def test_a_dead_process_ends_the_others_soon_and_the_job_goes_on(rank: str, tmp_
     (tmp_path / "whole").mkdir()
     assert [end.status for end in two_processes(*pair, cwd=tmp_path / "whole")] == [0, 0]
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole" / "run")
+
+
+def test_any_number_of_data_workers_gives_the_same_bits(tmp_path: Path) -> None:
+    for split, count in (("train", 6), ("val", 2)):
+        for label in range(3):
+            folder = tmp_path / "data" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = np.random.default_rng([label, index]).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    options = (
+        "dataset=imagenet", "dataset.root=data", "dataset.download=false", "dataset.image_size=16",
+        "trainer=deterministic", "model=resnet20", "model.options.width=8", "trainer.batch_size=5", "trainer.epochs=2",
+        "trainer.device=cpu", "trainer.precision=fp32", "logger=none", "trainer.log_every=1", "method.exclude=[fc.*]",
+    )  # fmt: skip
+    for workers in (0, 1, 3):
+        ended = command(*options, f"dataset.workers={workers}", f"run_dir=run{workers}", cwd=tmp_path)
+        assert ended.status == 0, ended.err
+    assert outcome(tmp_path / "run1") == outcome(tmp_path / "run0") == outcome(tmp_path / "run3")
 
 
 @pytest.mark.long

@@ -120,7 +120,9 @@ def command(*arguments: str, cwd: Path, **options: Any) -> Finished:
     return Command(*arguments, cwd=cwd, **options).wait()
 
 
-def two_processes(*arguments: str, cwd: Path, env: dict[str, str] | None = None, **options: Any) -> list[Finished]:
+def two_processes(
+    *arguments: str, cwd: Path, env: dict[str, str] | None = None, ends_together: bool = False, **options: Any
+) -> list[Finished]:
     """As torchrun starts two."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -130,6 +132,13 @@ def two_processes(*arguments: str, cwd: Path, env: dict[str, str] | None = None,
         Command(*arguments, cwd=cwd, env={**common, "RANK": r, "LOCAL_RANK": r}, name=f"rank{r}", **options)
         for r in ("0", "1")
     ]
+    if ends_together:  # as torchrun sees to it: a dead process may leave the other waiting for it at the start
+        while all(rank.process.is_alive() for rank in ranks):
+            ranks[0].process.join(0.05)
+        for rank in ranks:
+            rank.process.join(20)
+            if rank.process.is_alive():
+                rank.process.kill()
     return [rank.wait() for rank in ranks]
 
 

@@ -64,6 +64,14 @@ def test_one_bit_of_a_weight_is_seen(runs, capsys):
     assert "weight differs in 1 of 4 values" in text
 
 
+def test_the_sign_of_a_zero_is_seen_and_a_nan_equals_itself(runs, capsys):
+    for run, zero in zip(runs, (0.0, -0.0), strict=True):
+        save_file({"nan": torch.tensor([float("nan")]), "weight": torch.tensor([zero, 1.0])}, run / "model.safetensors")
+    status, text = compare(runs, capsys)
+    assert status == 1
+    assert text == "weights: weight differs in 1 of 2 values.\n"
+
+
 def test_settings_that_differ_are_named(runs, capsys):
     path = runs[1] / "config.yaml"
     path.write_text(path.read_text().replace("0.9", "0.95"))
