@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import math
 import os
 import random
 import shutil
@@ -152,16 +153,22 @@ def differences(left: Any, expected: Any) -> list[str]:
 
 
 def torture(
-    configurations: tuple[Configuration, ...], kills: int, seed: int, folder: Path, say: Callable[[str], None] = print
+    configurations: tuple[Configuration, ...],
+    kills: int,
+    seed: int,
+    folder: Path,
+    say: Callable[[str], None] = print,
+    minutes: float = math.inf,
 ) -> dict[str, Any]:
-    """Kill ``kills`` times in all; what came of it."""
+    """Kill ``kills`` times in all, or as often as ``minutes`` allow; what came of it."""
+    end = time.monotonic() + 60 * minutes
     chance = random.Random(seed)
     benches: dict[str, Bench] = {}
     by_name: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     moments: collections.Counter[str] = collections.Counter()
     mismatches: list[dict[str, Any]] = []
     done = survived = trial = 0
-    while done < kills:
+    while done < kills and time.monotonic() < end:
         configuration = configurations[trial % len(configurations)]
         trial += 1
         if configuration.name not in benches:
@@ -207,12 +214,15 @@ def torture(
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop earlier, after so long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the counts to this JSON file")
     options = parser.parse_args(arguments)
     surroundings, began = environment(), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
-    found = torture(CONFIGURATIONS, options.kills, options.seed, folder, lambda text: print(text, flush=True))
+    found = torture(
+        CONFIGURATIONS, options.kills, options.seed, folder, lambda text: print(text, flush=True), options.minutes
+    )
     print(f"{found['kills']} kills, {found['survived']} survived, {found['mismatches']} mismatches")
     if options.out:
         command = f"python scripts/torture.py --kills {options.kills} --seed {options.seed}"
