@@ -225,7 +225,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     print(f"{found['kills']} kills, {found['survived']} survived, {found['mismatches']} mismatches")
     if options.out:
-        command = f"python scripts/torture.py --kills {options.kills} --seed {options.seed}"
+        limit = f" --minutes {options.minutes:g}" if math.isfinite(options.minutes) else ""
+        command = f"python scripts/torture.py --kills {options.kills} --seed {options.seed}{limit}"
         seconds = round(time.monotonic() - began)
         write_json(options.out, {"format": 1, **found, "seconds": seconds, **surroundings, "command": command})
     if not found["mismatches"]:
