@@ -89,7 +89,7 @@ def _refuse_empty_sweep(arguments: list[str]) -> None:
 
 
 def _wrong_flag(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    sys.exit(f"{message}: see python train.py --help.")
+    sys.exit(f"{' '.join(message.split())}: see python train.py --help.")
 
 
 # What Hydra says, and what is said instead.
