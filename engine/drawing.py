@@ -271,6 +271,22 @@ def _draw_operator(data: Data) -> Figure:
     return figure
 
 
+def _draw_deployment(data: Data) -> Figure:
+    figure, axes = _subplots(2, 4.8, 4.2)
+    styles = _row_styles(data["lines"])
+    for ax, key, text in zip(axes[0], ("microseconds", "kib"), ("us per image, one core", "library, KiB"), strict=True):
+        for name, points in data["lines"].items():
+            ax.plot([p[key] for p in points], [p["top1"] for p in points], **styles[name], markersize=5, label=name)
+            for p in points:
+                label = percent(p["sparsity"]) if p["sparsity"] else "dense"
+                ax.annotate(label, (p[key], p["top1"]), xytext=(3, 5), textcoords="offset points", fontsize=7)
+        ax.set_xscale("log")
+        ax.set_xlabel(text)
+    axes[0][0].set_ylabel("top-1 of the C code (%)")
+    _legend(figure, axes[0])
+    return figure
+
+
 def _continuous(x: list[float], y: list[float]) -> list[tuple[list[float], list[float]]]:
     """Split a line where it jumps."""
     jumps = [i for i in range(1, len(y)) if abs(y[i] - y[i - 1]) > 0.6]
@@ -285,4 +301,5 @@ _DRAW: dict[str, Callable[[Data], Figure]] = {
     "allocation": _draw_layers,
     "mask": _draw_mask,
     "operator": _draw_operator,
+    "deployment": _draw_deployment,
 }

@@ -19,6 +19,7 @@ def results_page(
     benchmark: str | None = None,
     findings: str | None = None,
     operator_figure: str | None = None,
+    deployment_figure: str | None = None,
 ) -> str:
     """``results/README.md``: what was found, every experiment with its summary and figures, and what was not run.
 
@@ -29,6 +30,7 @@ def results_page(
         benchmark: the page that ``scripts/bench.py`` wrote.
         findings: hand-written Markdown, taken as it is.
         operator_figure: name of the picture of the operator family, below ``figures/``.
+        deployment_figure: name of the picture of accuracy against latency and size, where that was measured.
     """
     parts = [
         tables.marker("results/runs, results/benchmarks and results/FINDINGS.md"),
@@ -53,6 +55,13 @@ def results_page(
         parts += ["## Declared, not run", markdown_rows(header, rows)]
     if benchmark is not None:
         parts += ["## Speed", _benchmark(benchmark)]
+    if deployment_figure:
+        parts += [
+            "## What sparsity brings where it is deployed",
+            f"![Accuracy against latency and library size](figures/{deployment_figure})",
+            "Networks compiled to C by `feather compile`: [latency, memory, size and accuracy beside dense runtimes]"
+            "(tables/deployment.md).",
+        ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine import comparisons, drawing, figures, grid, index, page, picture, plan, tables  # noqa: E402
+from engine import comparisons, deployment, drawing, figures, grid, index, page, picture, plan, tables  # noqa: E402
 from engine.config import ConfigError  # noqa: E402
 from engine.grid import Experiment  # noqa: E402
 from engine.results import Cell, find_runs, group_cells, read_runs  # noqa: E402
@@ -29,6 +29,7 @@ from engine.results import Cell, find_runs, group_cells, read_runs  # noqa: E402
 QUICKSTART = "quickstart"
 PROXY = "_proxy"
 OPERATOR = "operator_family"
+DEPLOYMENT = "deployment"
 BEGIN, END = "<!-- results: made by scripts/report.py -->", "<!-- end of results -->"
 
 
@@ -137,6 +138,9 @@ def index_products(
     experiments: list[Experiment], compared: dict[str, list[comparisons.Comparison]], out: Path
 ) -> Products:
     measured, findings = out / "benchmarks" / "README.md", out / "FINDINGS.md"
+    deployed = out / "benchmarks" / "deploy.json"
+    evidence = json.loads(deployed.read_text()) if deployed.exists() else None
+    deployed_picture = deployment.picture_data(evidence) if evidence else None
     shown_figures = {e.name: [f"{stem}.png" for stem in figures.plots(e.name, e.cells)] for e in experiments}
     texts = {
         out / "README.md": index.results_page(
@@ -146,6 +150,7 @@ def index_products(
             measured.read_text() if measured.exists() else None,
             findings.read_text() if findings.exists() else None,
             f"{OPERATOR}.png",
+            f"{DEPLOYMENT}.png" if deployed_picture else None,
         ),
         out / "index.html": page.html(experiments, compared, link_from(out / "index.html")),
     }
@@ -153,7 +158,10 @@ def index_products(
     if front.exists() and BEGIN in (text := front.read_text()):  # the project's README shows an overview
         before, rest = text.split(BEGIN, 1)
         texts[front] = f"{before}{BEGIN}\n{index.overview(experiments)}\n{END}{rest.split(END, 1)[1]}"
-    return Products(texts, pictures({OPERATOR: figures.operator_data()}, out))
+    if evidence:
+        texts[out / "tables" / f"{DEPLOYMENT}.md"] = deployment.markdown(evidence)
+    plots = {OPERATOR: figures.operator_data()} | ({DEPLOYMENT: deployed_picture} if deployed_picture else {})
+    return Products(texts, pictures(plots, out))
 
 
 def quickstart_products(cells: list[Cell], out: Path) -> Products:

@@ -1,9 +1,21 @@
-"""What the kernels cost, as `calibrate` measured it."""
+"""What the kernels cost, from times that ``scripts/deploy/calibrate.py`` measured and wrote to ``costs.json``.
+
+A kernel that keeps v vectors of each of b output channels in registers takes a time linear in v for each entry of its
+list, and another for each group of b channels whose results it stores: four measured numbers for each b. A target that
+has not been measured takes the numbers of one that has.
+"""
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 from feather.deploy.layout import Grid
 from feather.deploy.targets import Target
+
+FILE = Path(__file__).with_name("costs.json")
 
 
 def tiles(target: Target, grid: Grid, block: int) -> list[tuple[int, int]]:
@@ -15,13 +27,29 @@ def tiles(target: Target, grid: Grid, block: int) -> list[tuple[int, int]]:
 
 
 def convolution(target: Target, grid: Grid, block: int, blocks: int, entries: int) -> float:
-    """Time of a convolution in arbitrary units."""
+    """Nanoseconds of a convolution with ``blocks`` groups of ``block`` channels and ``entries`` in all their lists."""
+    measured = _measured(target)["convolution"][str(block)]
     total = 0.0
     for vectors, count in tiles(target, grid, block):
-        total += count * (entries * (2 + vectors + block) + blocks * (10 + 3 * block * vectors))
+        entry = measured["entry"] + vectors * measured["entry_vector"]
+        group = measured["group"] + vectors * measured["group_vector"]
+        total += count * (entries * entry + blocks * group)
     return total
 
 
 def linear_is_sparse(target: Target, size: int, nonzeros: int) -> bool:
     """Whether the list of non-zeros beats the plain matrix."""
-    return nonzeros * 8 < size * 2
+    measured = _measured(target)["linear"]
+    return bool(nonzeros * measured["sparse"] < size * measured["dense"])
+
+
+@cache
+def _all() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(FILE.read_text())
+    return content
+
+
+def _measured(target: Target) -> dict[str, Any]:
+    measured: dict[str, Any] = _all()["targets"]
+    like = target.name if target.name in measured else _all()["others_like"]
+    return dict(measured[like])

@@ -156,12 +156,16 @@ class ConvKernel:
         if self.block == 1:
             lines.append("        const f32 s0 = (f32)s[0];")
             lines += [f"        a0_{k}{suffix} += s0 * *(const vu{w} *)(p + {k * w});" for k in range(self.vectors)]
-        else:
+        elif self.block < self.vectors:  # whichever are fewer stay in registers: the weights ...
+            lines += [f"        const f32 q{j} = (f32)s[{j}];" for j in range(self.block)]
+            for k in range(self.vectors):
+                sums = " ".join(f"a{j}_{k}{suffix} += q{j} * x;" for j in range(self.block))
+                lines.append(f"        {{ const vf{w} x = *(const vu{w} *)(p + {k * w}); {sums} }}")
+        else:  # ... or the pixels
             lines += [f"        const vf{w} x{k} = *(const vu{w} *)(p + {k * w});" for k in range(self.vectors)]
             for j in range(self.block):
-                lines.append(f"        {{ const f32 q = (f32)s[{j}];")
-                lines += [f"          a{j}_{k}{suffix} += q * x{k};" for k in range(self.vectors)]
-                lines.append("        }")
+                sums = " ".join(f"a{j}_{k}{suffix} += q * x{k};" for k in range(self.vectors))
+                lines.append(f"        {{ const f32 q = (f32)s[{j}]; {sums} }}")
         return [*lines, "      }"]
 
     def store(self, x: str, at: int) -> list[str]:

@@ -39,16 +39,16 @@ TARGETS = {
     target.name: target
     for target in (
         Target(
-            "avx512", 16, {1: 24, 2: 12, 4: 6}, ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma"),
+            "avx512", 16, {1: 24, 2: 12, 4: 6, 8: 3}, ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma"),
             ("__AVX512F__", "__AVX512VL__", "__FMA__"), "avx512f", "x86_64",
         ),
-        Target("avx2", 8, {1: 12, 2: 6, 4: 3}, ("-mavx2", "-mfma"), ("__AVX2__", "__FMA__"), "avx2", "x86_64"),
-        Target("neon", 4, {1: 24, 2: 12, 4: 6}, (), ("__aarch64__",), "", "aarch64"),
+        Target("avx2", 8, {1: 12, 2: 6, 4: 3, 8: 1}, ("-mavx2", "-mfma"), ("__AVX2__", "__FMA__"), "avx2", "x86_64"),
+        Target("neon", 4, {1: 24, 2: 12, 4: 6, 8: 3}, (), ("__aarch64__",), "", "aarch64"),
         Target(
-            "wasm", 4, {1: 12, 2: 6, 4: 3}, ("--target=wasm32", "-msimd128", "-mbulk-memory"), ("__wasm_simd128__",),
-            "", "wasm32",
+            "wasm", 4, {1: 12, 2: 6, 4: 3, 8: 1}, ("--target=wasm32", "-msimd128", "-mbulk-memory"),
+            ("__wasm_simd128__",), "", "wasm32",
         ),
-        Target("c", 4, {1: 12, 2: 6, 4: 3}, ()),
+        Target("c", 4, {1: 12, 2: 6, 4: 3, 8: 1}, ()),
     )
 }  # fmt: skip
 

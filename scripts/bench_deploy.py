@@ -1,0 +1,210 @@
+"""Latency, memory, size and loading time of sparse networks against dense runtimes, on one core.
+
+    python scripts/bench_deploy.py prepare     compile and export everything below build/bench_deploy (no timing)
+    python scripts/bench_deploy.py PART ...    measure; parts: resnet20 mobilenet_v1 densenet40_24 resnet50 footprint
+                                               layers accuracy arm; `all` takes those that are missing
+
+Every part is written to results/benchmarks/deploy.json when it is done, so an interrupted benchmark goes on where it
+stopped; scripts/report.py makes the tables and the picture from it. Contenders of one network take turns, one image
+each, and the medians count. ``--runs`` holds the trained networks (docs/deployment.md says how they are trained),
+``TFLITE_PYTHON`` names a Python with TensorFlow, which LiteRT's converter needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from engine.records import environment, write_json  # noqa: E402
+from scripts.deploy import contenders  # noqa: E402
+from scripts.deploy.subjects import SHAPES, open_subject  # noqa: E402
+
+SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.98, 0.99)
+PARTS = [*SHAPES, "footprint", "layers", "accuracy", "arm"]
+WORK = ROOT / "build" / "bench_deploy"
+SECONDS = 40.0
+"""Of interleaved timing for one network."""
+
+
+def prepare(runs: Path) -> None:
+    """Write every file that is measured; what is there already stays."""
+    for name in SHAPES:
+        for sparsity in SPARSITIES:
+            directory = WORK / f"{name}-{sparsity:g}"
+            if (directory / "files.json").exists():
+                continue
+            subject = open_subject(name, sparsity, runs)
+            files = contenders.prepare(subject.model, subject.shape, directory, runtimes=sparsity in (0.0, 0.99))
+            described = {"origin": subject.origin, "files": {key: path.name for key, path in files.items()}}
+            from feather.deploy import load
+
+            described["info"] = load(files["feather"]).info
+            write_json(directory / "files.json", described)
+            print(f"{name} {sparsity:g}: {subject.origin}", flush=True)
+
+
+def prepared(name: str, sparsity: float) -> tuple[dict[str, Any], dict[str, Path]]:
+    directory = WORK / f"{name}-{sparsity:g}"
+    try:
+        described: dict[str, Any] = json.loads((directory / "files.json").read_text())
+    except OSError:
+        raise SystemExit(f"{directory} is not prepared: run scripts/bench_deploy.py prepare first") from None
+    return described, {key: directory / file for key, file in described["files"].items()}
+
+
+def latency(name: str) -> dict[str, Any]:
+    """Median microseconds of every contender, interleaved."""
+    image = np.random.default_rng(0).standard_normal((1, *SHAPES[name])).astype(np.float32)
+    runs: dict[str, contenders.Run] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    missing: dict[str, str] = {}
+    reference = None
+    for runtime, sparsity in [
+        *((runtime, 0.0) for runtime in contenders.DENSE),
+        ("onnxruntime", 0.99),
+        ("litert_sparse", 0.99),
+        *(("feather", sparsity) for sparsity in SPARSITIES),
+    ]:
+        described, files = prepared(name, sparsity)
+        key = f"{runtime}/{sparsity:g}"
+        try:
+            run = contenders.contender(runtime, files[runtime])
+            result = np.array(run(image))
+        except (ImportError, KeyError, RuntimeError, ValueError) as error:
+            missing[key] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            continue
+        if sparsity == 0.0:
+            reference = result if reference is None else reference
+            error_found = float(np.abs(result - reference).max() / np.abs(reference).max())
+        else:
+            error_found = None
+        runs[key] = run
+        info = described["info"]
+        own = {"products": info["macs"], "nonzeros": info["nonzeros"], "weights": info["weights"]}
+        rows[key] = {
+            "runtime": runtime, "sparsity": sparsity, "origin": described["origin"],
+            "difference": error_found, "file_bytes": files[runtime].stat().st_size, **own,
+        }  # fmt: skip
+        if runtime == "feather":
+            rows[key] |= {"bitmask_bytes": files["bitmask"].stat().st_size, "workspace_bytes": info["workspace_bytes"]}
+            rows[key] |= {"target": info["target"]}
+    times: dict[str, list[float]] = {key: [] for key in runs}
+    for run in runs.values():
+        run(image)
+    end = time.perf_counter() + SECONDS
+    rounds = 0
+    while time.perf_counter() < end or rounds < 5:
+        order = list(runs) if rounds % 2 else list(runs)[::-1]
+        for key in order:
+            start = time.perf_counter_ns()
+            runs[key](image)
+            times[key].append((time.perf_counter_ns() - start) / 1e3)
+        rounds += 1
+    for key, row in rows.items():
+        row |= {"microseconds": statistics.median(times[key]), "quartiles": statistics.quantiles(times[key], n=4)[::2]}
+        print(f"{name:14} {key:22} {row['microseconds']:10.0f} us", flush=True)
+    return {"rounds": rounds, "rows": list(rows.values()), "missing": missing}
+
+
+def footprint() -> dict[str, Any]:
+    """Peak memory and loading time, each in a process of its own; medians of three."""
+    script = ROOT / "scripts" / "deploy" / "footprint.py"
+    rows = []
+    for name in SHAPES:
+        for runtime, sparsity in [
+            *((runtime, 0.0) for runtime in contenders.DENSE),
+            ("feather", 0.0),
+            ("feather", 0.99),
+        ]:
+            _, files = prepared(name, sparsity)
+            if runtime not in files or (runtime == "torch_compiled" and name != "resnet20"):
+                continue  # compiling takes a minute and tells nothing of memory
+            found = []
+            for _ in range(3 if runtime != "torch_compiled" else 1):
+                command = [sys.executable, str(script), runtime, str(files[runtime]), json.dumps(SHAPES[name])]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                found.append(json.loads(done.stdout.splitlines()[-1]))
+            middle = {key: statistics.median([one[key] for one in found]) for key in found[0]}
+            rows.append({"model": name, "runtime": runtime, "sparsity": sparsity, **middle})
+            print(name, runtime, sparsity, middle, flush=True)
+    return {"rows": rows}
+
+
+def layers() -> dict[str, Any]:
+    from scripts.deploy.layers import measure
+
+    return {
+        "rows": [
+            measure(name, sparsity, open_subject(name, sparsity, ARGUMENTS.runs), WORK)
+            for name, sparsity in (("resnet20", 0.0), ("resnet20", 0.95), ("resnet20", 0.99), ("mobilenet_v1", 0.99))
+        ]
+    }
+
+
+def accuracy() -> dict[str, Any]:
+    """Trained runs: top-1 of the C code, fp32 and int8, against that of PyTorch; latency and sizes."""
+    from scripts.deploy.accuracy import measure
+
+    return {"rows": [row for run in ARGUMENTS.trained for row in measure(run, WORK)]}
+
+
+def arm() -> dict[str, Any]:
+    """Instructions per image on ARM64, under emulation."""
+    from feather.deploy import generate
+    from scripts.deploy.program import ARM, build, buildable, instructions_per_image, run
+
+    rows = []
+    for name in ("resnet20", "mobilenet_v1", "densenet40_24"):
+        for sparsity in SPARSITIES:
+            subject = open_subject(name, sparsity, ARGUMENTS.runs)
+            directory = WORK / "arm"
+            directory.mkdir(parents=True, exist_ok=True)
+            source = generate(subject.model, subject.shape, name="net", target="neon")
+            program = build(source, directory, buildable("neon"), ("-static",))
+            images = np.random.default_rng(0).standard_normal((2, *subject.shape)).astype(np.float32)
+            run(program, images[:1], source, ARM)
+            count = instructions_per_image(program, images, source)
+            rows.append({"model": name, "sparsity": sparsity, "instructions": count, "products": source.info["macs"]})
+            print(rows[-1], flush=True)
+    return {"rows": rows}
+
+
+def measure(part: str) -> dict[str, Any]:
+    functions = {"footprint": footprint, "layers": layers, "accuracy": accuracy, "arm": arm}
+    return functions[part]() if part in functions else latency(part)
+
+
+def main() -> None:
+    global ARGUMENTS
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=[*PARTS, "prepare", "all"], metavar="PART")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "deploy")
+    parser.add_argument("--trained", type=Path, nargs="*", default=[], help="finished runs of which accuracy is shown")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks" / "deploy.json")
+    ARGUMENTS = parser.parse_args()
+    evidence = json.loads(ARGUMENTS.out.read_text()) if ARGUMENTS.out.exists() else {"format": 1, "parts": {}}
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    wanted = [part for part in PARTS if part not in evidence["parts"]] if "all" in ARGUMENTS.parts else ARGUMENTS.parts
+    if "prepare" in ARGUMENTS.parts or "all" in ARGUMENTS.parts:
+        prepare(ARGUMENTS.runs)
+    for part in wanted:
+        if part in PARTS:
+            versions = {runtime: contenders.version(runtime) for runtime in contenders.DENSE}
+            evidence["parts"][part] = {**environment(), "runtimes": versions, **measure(part)}
+            write_json(ARGUMENTS.out, evidence)
+
+
+if __name__ == "__main__":
+    main()
