@@ -8,7 +8,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all torture bench bench-check lint lock clean
+.PHONY: help install quickstart test test-all torture bench bench-check bench-deploy lint lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -36,6 +36,20 @@ lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-deploy: $(STAMP) $(VENV)/.bench build/tflite/.installed  ## measure deployed networks against dense runtimes; goes on where it stopped
+	TFLITE_PYTHON=build/tflite/bin/python OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_deploy.py all
+	$(BIN)/python scripts/report.py
+
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[bench]"
+	@touch $@
+
+# LiteRT's converter is part of TensorFlow, which has an environment of its own
+build/tflite/.installed:
+	$(PYTHON) -m venv build/tflite
+	build/tflite/bin/python -m pip install --quiet --disable-pip-version-check tensorflow-cpu
+	@touch $@
 
 install: $(STAMP)  ## create .venv and install the locked packages
 

@@ -5,8 +5,8 @@
                                                layers accuracy arm; `all` takes those that are missing
 
 Every part is written to results/benchmarks/deploy.json when it is done, so an interrupted benchmark goes on where it
-stopped; scripts/report.py makes the tables and the picture from it. Contenders of one network take turns, one image
-each, and the medians count. ``--runs`` holds the trained networks (docs/deployment.md says how they are trained),
+stopped; scripts/report.py makes the tables and the picture from it. Contenders of one network take turns of a few
+images, and the medians count. ``--runs`` holds the trained networks (docs/deployment.md says how they are trained),
 ``TFLITE_PYTHON`` names a Python with TensorFlow, which LiteRT's converter needs.
 """
 
@@ -36,6 +36,8 @@ PARTS = [*SHAPES, "footprint", "layers", "accuracy", "arm"]
 WORK = ROOT / "build" / "bench_deploy"
 SECONDS = 40.0
 """Of interleaved timing for one network."""
+TURN = 3
+"""Images that count when it is a contender's turn, after one that warms the caches."""
 
 
 def prepare(runs: Path) -> None:
@@ -108,9 +110,11 @@ def latency(name: str) -> dict[str, Any]:
     while time.perf_counter() < end or rounds < 5:
         order = list(runs) if rounds % 2 else list(runs)[::-1]
         for key in order:
-            start = time.perf_counter_ns()
-            runs[key](image)
-            times[key].append((time.perf_counter_ns() - start) / 1e3)
+            runs[key](image)  # the caches are another contender's
+            for _ in range(TURN):
+                start = time.perf_counter_ns()
+                runs[key](image)
+                times[key].append((time.perf_counter_ns() - start) / 1e3)
         rounds += 1
     for key, row in rows.items():
         row |= {"microseconds": statistics.median(times[key]), "quartiles": statistics.quantiles(times[key], n=4)[::2]}
@@ -119,7 +123,7 @@ def latency(name: str) -> dict[str, Any]:
 
 
 def footprint() -> dict[str, Any]:
-    """Peak memory and loading time, each in a process of its own; medians of three."""
+    """Peak memory and loading time, each in a process of its own."""
     script = ROOT / "scripts" / "deploy" / "footprint.py"
     rows = []
     for name in SHAPES:
@@ -131,14 +135,11 @@ def footprint() -> dict[str, Any]:
             _, files = prepared(name, sparsity)
             if runtime not in files or (runtime == "torch_compiled" and name != "resnet20"):
                 continue  # compiling takes a minute and tells nothing of memory
-            found = []
-            for _ in range(3 if runtime != "torch_compiled" else 1):
-                command = [sys.executable, str(script), runtime, str(files[runtime]), json.dumps(SHAPES[name])]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                found.append(json.loads(done.stdout.splitlines()[-1]))
-            middle = {key: statistics.median([one[key] for one in found]) for key in found[0]}
-            rows.append({"model": name, "runtime": runtime, "sparsity": sparsity, **middle})
-            print(name, runtime, sparsity, middle, flush=True)
+            command = [sys.executable, str(script), runtime, str(files[runtime]), json.dumps(SHAPES[name])]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+            rows.append({"model": name, "runtime": runtime, "sparsity": sparsity, **found})
+            print(name, runtime, sparsity, found, flush=True)
     return {"rows": rows}
 
 
