@@ -79,16 +79,25 @@ def _footprint(part: dict[str, Any]) -> str:
     lines = [
         [
             row["model"], NAMES[row["runtime"]], "dense" if row["sparsity"] == 0 else percent(row["sparsity"]),
-            f"{1e3 * row['load_seconds']:.1f}", f"{1e3 * row['first_seconds']:.1f}",
-            _mib(row["imported_bytes"]), _mib(row["peak_bytes"] - row["imported_bytes"]),
+            f"{1e3 * row['load_seconds']:.1f}", f"{1e3 * row['first_seconds']:.1f}", _mib(row["imported_bytes"]),
+            _mib(row["peak_bytes"] - row["imported_bytes"]), _mib(row["program_bytes"]) if "program_bytes" in row else "",
         ]
         for row in part["rows"]
     ]  # fmt: skip
-    header = ["network", "runtime", "weights", "load, ms", "first image, ms", "peak after import, MiB", "grows by, MiB"]
+    header = [
+        "network",
+        "runtime",
+        "weights",
+        "load, ms",
+        "first image, ms",
+        "import, MiB",
+        "grows, MiB",
+        "C program, MiB",
+    ]
     return (
         f"{_hardware(part)}. Each in a Python process of its own: the peak resident set once the runtime is imported, "
-        "and by how much it grows with loading and four images. A C program needs no Python and no runtime.\n\n"
-        f"{markdown_rows(header, lines)}"
+        "and by how much it grows with loading and four images; for the C code also the peak of a whole C program, "
+        f"which needs neither Python nor torch.\n\n{markdown_rows(header, lines)}"
     )
 
 

@@ -34,7 +34,7 @@ from scripts.deploy.subjects import SHAPES, open_subject  # noqa: E402
 SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.98, 0.99)
 PARTS = [*SHAPES, "footprint", "layers", "accuracy", "arm"]
 WORK = ROOT / "build" / "bench_deploy"
-SECONDS = 40.0
+SECONDS = 30.0
 """Of interleaved timing for one network."""
 TURN = 3
 """Images that count when it is a contender's turn, after one that warms the caches."""
@@ -132,15 +132,32 @@ def footprint() -> dict[str, Any]:
             ("feather", 0.0),
             ("feather", 0.99),
         ]:
-            _, files = prepared(name, sparsity)
+            described, files = prepared(name, sparsity)
             if runtime not in files or (runtime == "torch_compiled" and name != "resnet20"):
                 continue  # compiling takes a minute and tells nothing of memory
             command = [sys.executable, str(script), runtime, str(files[runtime]), json.dumps(SHAPES[name])]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found = json.loads(done.stdout.splitlines()[-1])
+            if runtime == "feather":
+                found["program_bytes"] = program_peak(WORK / f"{name}-{sparsity:g}", described["info"])
             rows.append({"model": name, "runtime": runtime, "sparsity": sparsity, **found})
             print(name, runtime, sparsity, found, flush=True)
     return {"rows": rows}
+
+
+def program_peak(directory: Path, info: dict[str, Any]) -> int:
+    """Peak resident set in bytes of a C program that loads the library and runs one image."""
+    sizes = {"NAME": info["name"], "WORKSPACE": info["workspace_bytes"]}
+    sizes |= {"INPUT": int(np.prod(info["input_shape"])), "OUTPUT": int(np.prod(info["output_shape"]))}
+    macros = [f"-D{key}={value}" for key, value in sizes.items()]
+    harness = ROOT / "scripts" / "deploy" / "harness.c"
+    program = directory / "program"
+    command = ["cc", "-O1", "-DPEAK", *macros, str(harness), str(directory / "net.so"), f"-Wl,-rpath,{directory}"]
+    subprocess.run([*command, "-o", str(program)], check=True)
+    image = directory / "image"
+    image.write_bytes(bytes(4 * sizes["INPUT"]))
+    done = subprocess.run([str(program), "1", str(image), str(directory / "scores")], capture_output=True, text=True)
+    return 1024 * int(done.stdout.split()[1])
 
 
 def layers() -> dict[str, Any]:

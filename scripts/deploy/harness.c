@@ -25,6 +25,12 @@ int main(int argc, char **argv)
         PASTE(NAME, _run)(input, output, workspace);
         if (fwrite(output, sizeof(float), OUTPUT, to) != OUTPUT) return 5;
     }
+#ifdef PEAK /* the line "VmHWM: ... kB" of Linux: the largest resident set so far */
+    FILE *status = fopen("/proc/self/status", "r");
+    char line[128];
+    while (status && fgets(line, sizeof line, status))
+        if (!strncmp(line, "VmHWM", 5)) fputs(line, stdout);
+#endif
     fclose(from);
     fclose(to);
     free(workspace);
