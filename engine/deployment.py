@@ -80,7 +80,8 @@ def _footprint(part: dict[str, Any]) -> str:
         [
             row["model"], NAMES[row["runtime"]], "dense" if row["sparsity"] == 0 else percent(row["sparsity"]),
             f"{1e3 * row['load_seconds']:.1f}", f"{1e3 * row['first_seconds']:.1f}", _mib(row["imported_bytes"]),
-            _mib(row["peak_bytes"] - row["imported_bytes"]), _mib(row["program_bytes"]) if "program_bytes" in row else "",
+            _mib(row["peak_bytes"] - row["imported_bytes"]),
+            _mib(row["program_bytes"]) if "program_bytes" in row else "",
         ]
         for row in part["rows"]
     ]  # fmt: skip

@@ -81,7 +81,7 @@ def _codec(name: str | None) -> tuple[str, Callable[[bytes], bytes], Callable[[b
             if name == "zstd":
                 raise DeployError("This file is compressed with zstd: install the package zstandard") from None
         else:
-            pack, unpack = zstandard.ZstdCompressor(level=19), zstandard.ZstdDecompressor()
+            pack, unpack = zstandard.ZstdCompressor(level=12), zstandard.ZstdDecompressor()
             return "zstd", pack.compress, unpack.decompress
     if name not in (None, "zlib"):
         raise DeployError(f"Unknown compression {name!r}: use zstd or zlib")
