@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from feather.deploy import DeployError, compile_model, generate, load
 from feather.deploy.cli import main
-from feather.deploy.targets import get_target
+from feather.deploy.costs import convolution, linear_is_sparse
+from feather.deploy.layout import Grid
+from feather.deploy.targets import TARGETS, get_target
 from models import create_model
 from tests.deploy.tools import assert_close, digits, needs_compiler, reference, settle, sparsify
 
@@ -216,6 +218,22 @@ def test_work_grows_with_the_non_zeros() -> None:
     info = generate(model, (8, 10, 10), target="c").info
     assert info["nonzeros"] == 16 * 8 * 9 // 4
     assert info["macs"] == 100 * 16 * 8 * 9 // 4
+
+
+def test_kernels_follow_the_measured_costs() -> None:
+    torch.manual_seed(0)
+    for sparsity, kernel in ((0.0, "blocks of "), (0.95, "sparse")):
+        model = sparsify(nn.Conv2d(16, 16, 3, padding=1), sparsity)
+        text = generate(model, (16, 16, 16), target="avx2").c
+        assert f"  {kernel}" in text.split("*/")[0]
+
+
+def test_every_target_has_costs() -> None:
+    grid = Grid(1, 8, 8, 9, 9, 4)
+    for target in TARGETS.values():
+        assert all(0 < convolution(target, grid, block, 4, 100) < 1e6 for block in target.tiles)
+        assert linear_is_sparse(target, 10_000, 10)
+        assert not linear_is_sparse(target, 10_000, 9_000)
 
 
 def test_channels_that_nobody_reads_cost_nothing() -> None:

@@ -1,0 +1,58 @@
+"""The tables and the picture of deployment, from evidence as scripts/bench_deploy.py writes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine import deployment, drawing
+
+SURROUNDINGS = {"hardware": {"cpu": "CPU"}, "runtimes": {"onnxruntime": "1.0"}, "git_commit": "0123456789abcdef"}
+
+
+def row(runtime: str, sparsity: float, microseconds: float) -> dict[str, Any]:
+    own = {"target": "avx2"} if runtime == "feather" else {}
+    return {
+        "runtime": runtime, "sparsity": sparsity, "origin": "trained", "microseconds": microseconds,
+        "quartiles": [microseconds - 1, microseconds + 1], "file_bytes": 2048, "products": 5e6, **own,
+    }  # fmt: skip
+
+
+def trained(sparsity: float, weights: str, top1: float, microseconds: float) -> dict[str, Any]:
+    return {
+        "model": "resnet20", "dataset": "digits", "label": "", "sparsity": sparsity, "weights": weights, "top1": top1,
+        "torch_top1": top1, "same_class": 100.0, "images": 10, "microseconds": microseconds, "library_bytes": 1024,
+        "dense_bytes": 4096, "dense_compressed_bytes": 3072, "bitmask_bytes": 1024, "index_bytes": 106,
+        "index_bound_bytes": 100.0,
+    }  # fmt: skip
+
+
+def test_speed_is_over_the_fastest_dense_runtime() -> None:
+    rows = [row("torch", 0.0, 900), row("onnxruntime", 0.0, 300), row("onnxruntime", 0.99, 100)]
+    rows += [row("feather", 0.0, 400), row("feather", 0.99, 50)]
+    part = {**SURROUNDINGS, "rows": rows, "missing": {"litert/0": "ImportError: none"}, "rounds": 7}
+    text = deployment.markdown({"parts": {"resnet20": part}})
+    table = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    speeds = {(cells[0].strip(), cells[1].strip()): cells[4].strip() for cells in table}
+    assert speeds["ONNX Runtime", "dense"] == "1.00"
+    assert speeds["feather compile", "dense"] == "0.75"
+    assert speeds["feather compile", "99 %"] == "6.00"
+    assert "fastest dense runtime, ONNX Runtime" in text
+    assert "Could not run: LiteRT (XNNPACK): ImportError: none." in text
+    assert text.count("\nnot run\n") == 8  # three networks and five parts
+
+
+def test_accuracy_stands_beside_latency_and_size() -> None:
+    rows = [trained(0.9, "fp32", 97.0, 80), trained(0.0, "fp32", 98.0, 400), trained(0.9, "int8", 96.5, 82)]
+    evidence = {"parts": {"accuracy": {**SURROUNDINGS, "rows": rows}}}
+    text = deployment.markdown(evidence)
+    assert "| 1.060 |" in text
+    data = deployment.picture_data(evidence)
+    assert data is not None
+    assert [point["top1"] for point in data["lines"]["resnet20 on digits, fp32"]] == [98.0, 97.0]
+    left, right = drawing.draw(data).axes
+    assert left.get_xlabel() == "us per image, one core"
+    assert sorted(right.lines[0].get_xdata()) == [1.0, 1.0]
+
+
+def test_without_accuracy_there_is_no_picture() -> None:
+    assert deployment.picture_data({"parts": {}}) is None
