@@ -55,6 +55,7 @@ def build_library(
         linking = ["-nostdlib", "-Wl,--no-entry,--strip-all", *(f"-Wl,--export={name}" for name in names)]
     else:
         library, linking = source.with_suffix(".so"), ["-shared", "-fPIC"]
+    library.unlink(missing_ok=True)  # a process may be running the old one, which must not change under it
     run_compiler(source, target, [*linking, "-o", str(library)], threads, compiler, extra)
     return library
 

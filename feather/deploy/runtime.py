@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,9 @@ def load(path: str | Path) -> Model:
         raise DeployError(f"{path} is no library built by feather compile")
     info = json.loads(found[1])
     try:
-        library = ctypes.CDLL(str(path.resolve()))
+        # From a copy of its own: the loader would give back an older library that it once loaded from this path.
+        with tempfile.TemporaryDirectory() as directory:
+            library = ctypes.CDLL(shutil.copy(path, directory))
     except OSError as error:
         raise DeployError(f"{path} (target {info['target']}) cannot be loaded on this machine: {error}") from None
     if not getattr(library, f"{info['name']}_supported")():

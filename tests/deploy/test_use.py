@@ -69,6 +69,16 @@ def test_numpy_in_and_out(run: Path, library: Path) -> None:
         compiled(np.zeros((1, 3, 16, 15), np.float32))
 
 
+def test_a_library_compiled_again_is_loaded_again(tmp_path: Path) -> None:
+    needs_compiler()
+    images = torch.randn(1, 3, 4, 4)
+    for _ in range(2):
+        model = nn.Conv2d(3, 2, 1)
+        done = compile_model(model, (3, 4, 4), tmp_path)
+        assert done.library is not None
+        assert_close(load(done.library)(images.numpy()), reference(model, images))
+
+
 def test_what_is_no_library_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="cannot be read"):
         load(tmp_path / "missing.so")

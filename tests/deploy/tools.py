@@ -58,6 +58,11 @@ def settle(model: nn.Module, images: Tensor) -> nn.Module:
             nn.init.uniform_(module.bias, -0.5, 0.5)
     with torch.no_grad():
         model.train()(images)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                # Divided by almost nothing, a constant channel's rounding would decide the result, in PyTorch as well.
+                assert module.running_var is not None
+                module.running_var.clamp_(min=max(0.01, 0.1 * float(module.running_var.mean())))
     return model.eval()
 
 
