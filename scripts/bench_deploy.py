@@ -34,7 +34,7 @@ from scripts.deploy.subjects import SHAPES, open_subject  # noqa: E402
 SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.98, 0.99)
 PARTS = [*SHAPES, "footprint", "layers", "accuracy", "arm"]
 WORK = ROOT / "build" / "bench_deploy"
-SECONDS = 30.0
+SECONDS = 20.0
 """Of interleaved timing for one network."""
 TURN = 3
 """Images that count when it is a contender's turn, after one that warms the caches."""
