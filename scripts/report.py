@@ -11,6 +11,7 @@ Exit status: 0 all made; 1 something was damaged, missing or stale (each named i
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
