@@ -17,7 +17,8 @@ All prunable layers take part, however small. r_l is kept at 0.001 or more, so t
 
 Two choices are by measurement (experiment asl_plus_choices). c acts at every step: r, which learns at a hundredth of
 the learning rate, lags the budget on all but long runs, and a network that is brought to its sparsity all at once, at
-the ramp's end or near that of training, recovers late or never. Of the three gradients the hard form is the default.
+the ramp's end or near that of training, recovers late or never. The gradient is operator_masked: at 98 % on CIFAR-100
+(proxy scale) the other two went on raising the thresholds of whole layers until nothing was left of these.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from torch import Tensor
 from feather.frameworks.base import Framework
 from feather.operator import compute_dtype, p_threshold
 
-GRADIENTS = ("hard", "operator", "operator_masked")
+GRADIENTS = ("operator_masked", "operator", "hard")
 BUDGET_FACTOR = 10.0
 LR_FACTOR = 0.01
 MOMENTUM = 0.9
@@ -52,7 +52,7 @@ class LearnedThresholds(Framework):
     largest = 5.0
     minimum_size = 0
 
-    def __init__(self, gradient: str = GRADIENTS[0]) -> None:
+    def __init__(self, gradient: str) -> None:
         self.gradient = gradient
         self.ratios: Tensor | None = None
         self._velocity = torch.zeros(0)

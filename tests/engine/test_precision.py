@@ -38,7 +38,7 @@ def test_auto_follows_the_cpu(native: bool, expected: str, monkeypatch: pytest.M
 
 
 def test_auto_on_a_cpu_leaves_depthwise_convolutions_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
     plain, depthwise = torch.nn.Conv2d(4, 4, 3), torch.nn.Conv2d(4, 8, 3, groups=4)
     assert resolve_precision("auto", CPU, torch.nn.Sequential(plain)).name == "bf16"
     chosen = resolve_precision("auto", CPU, torch.nn.Sequential(plain, depthwise))

@@ -440,9 +440,9 @@ def test_methods_that_do_not_threshold_at_will_refuse_learned_thresholds(framewo
     ("framework", "options", "message"),
     [
         ("asl_plus", {"gradiant": "hard"}, "'gradiant' is out of range: .* framework='asl_plus': gradient, exact"),
-        ("asl_plus", {"gradient": "soft"}, "'soft' is out of range: it must be one of hard, operator, operator_masked"),
+        ("asl_plus", {"gradient": "soft"}, "'soft' is out of range: it must be one of operator_masked, operator, hard"),
         ("asl", {"gradient": "hard"}, "'gradient' is out of range: .* framework='asl': none"),
-        ("global", {"exact": "end"}, "'exact' is out of range: .* framework='global': none"),
+        ("global", {"exact": "end"}, "'exact' is out of range: .* framework='global': selection"),
     ],
 )
 def test_an_option_that_the_framework_lacks_is_refused(framework, options, message):
