@@ -67,7 +67,7 @@ def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
 
 
 def _title(figure: Figure, data: Data, text: str = "") -> None:
-    parts = [text, "proxy scale" if data.get("proxy") else ""]
+    parts = [text, "proxy scale" if data.get("proxy") and "proxy" not in text else ""]
     if any(parts):
         figure.suptitle(", ".join(filter(None, parts)), fontsize=11)
 

@@ -7,42 +7,47 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from engine.picture import Data
-from engine.results import Cell, EpochRecord, Setting, Statistic, row_names
-from engine.tables import by_network
+from engine.results import Cell, EpochRecord, Statistic
+from engine.settings import Setting, comparable, network_title, row_names
 
 Value = TypeVar("Value")
 
 
 def plots(name: str, cells: list[Cell]) -> dict[str, Data]:
-    """All figures of an experiment by the stem of their file: one with the curves, the others one per network."""
+    """All figures of an experiment by the stem of their file: one with the curves, the others one per table."""
     curve = curve_data(cells)
     found = {f"{name}_curve": curve} if curve else {}
-    networks = by_network(cells)
-    models = [model for _, model in networks]
-    for (dataset, model), group in networks.items():
-        network = model if models.count(model) == 1 else f"{model}_{dataset}"
-        stem = name if len(networks) == 1 else f"{name}_{network}"
-        for kind, make in PER_NETWORK.items():
+    groups = comparable(cells)
+    for stem, group in zip(_stems(name, [group[0].setting for group in groups]), groups, strict=True):
+        for kind, make in PER_TABLE.items():
             if data := make(group):
                 found[f"{stem}_{kind}"] = data
     proxy = any(cell.setting.scale == "proxy" for cell in cells)
     return {stem: data | {"proxy": proxy} for stem, data in found.items()}
 
 
-def network_title(cells: list[Cell]) -> str:
-    return f"{cells[0].setting.model} on {cells[0].setting.dataset}"
+def _stems(name: str, firsts: list[Setting]) -> list[str]:
+    """File names of groups by what they differ in, numbered where that is in words alone."""
+    fields = [f for f in ("model", "dataset", "epochs", "precision") if len({getattr(s, f) for s in firsts}) > 1]
+    stems = ["_".join([name, *(getattr(s, field) for field in fields)]) for s in firsts]
+    return stems if len(set(stems)) == len(stems) else [f"{stem}_{i}" for i, stem in enumerate(stems, 1)]
+
+
+def _title(cells: list[Cell]) -> str:
+    setting = cells[0].setting
+    return "\n".join(filter(None, [network_title(setting), setting.label]))
 
 
 def curve_data(cells: list[Cell]) -> Data | None:
-    """Accuracy against sparsity by network; None without a sparse run."""
+    """Accuracy against sparsity, a panel per table; None without a sparse run."""
 
     def point(cell: Cell) -> Data:
         top1 = cell.statistic("final_top1")
         return {"sparsity": cell.statistic("achieved_sparsity").mean, "mean": top1.mean, "std": top1.std, "n": top1.n}
 
-    names = row_names(cell.setting for cell in cells)
     panels = []
-    for group in by_network(cells).values():
+    for group in comparable(cells):
+        names = row_names(cell.setting for cell in group)
         sparse = [cell for cell in group if cell.sparsity]
         lines: dict[str, list[Data]] = {}
         for cell in sparse:
@@ -50,7 +55,7 @@ def curve_data(cells: list[Cell]) -> Data | None:
         dense = {names[cell.setting]: point(cell) for cell in group if not cell.sparsity}
         if lines:
             ticks = sorted({cell.sparsity for cell in sparse})
-            panels.append({"title": network_title(group), "lines": lines, "dense": dense, "ticks": ticks})
+            panels.append({"title": _title(group), "lines": lines, "dense": dense, "ticks": ticks})
     return {"figure": "curve", "panels": panels} if panels else None
 
 
@@ -113,7 +118,7 @@ def allocation_data(cells: list[Cell]) -> Data | None:
 
 _ALLOCATIONS = ("global", "asl", "asl_plus")
 
-PER_NETWORK: dict[str, Callable[[list[Cell]], Data | None]] = {
+PER_TABLE: dict[str, Callable[[list[Cell]], Data | None]] = {
     "training": training_data,
     "layers": layers_data,
     "allocation": allocation_data,
@@ -200,4 +205,4 @@ def _panels(
         for group in groups
         if group or always
     ]
-    return {"figure": figure, "title": network_title(cells), "rows": rows, "panels": panels}
+    return {"figure": figure, "title": _title(cells), "rows": rows, "panels": panels}

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from engine.config import Config
-from engine.results import Cell, Setting, asked, flatten, modifier_name, option_texts, order, scale_name, text_of
+from engine.results import Cell
+from engine.settings import Setting, asked, flatten, modifier_name, option_texts, order, scale_name, text_of
 
 
 @dataclass(frozen=True)

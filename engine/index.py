@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from engine import tables
 from engine.comparisons import Comparison, is_reference
 from engine.grid import Experiment, NotRun
-from engine.results import Cell, Setting, row_names
-from engine.tables import by_network, markdown_rows, mean_std, percent
+from engine.results import Cell
+from engine.settings import Setting, comparable, method_name, network_title, row_names
+from engine.tables import markdown_rows, mean_std, percent
 
 
 def results_page(
@@ -66,12 +67,12 @@ def results_page(
 
 
 def _section(experiment: Experiment, compared: Sequence[Comparison], figures: Sequence[str]) -> list[str]:
-    names = row_names(experiment.settings())
     parts = [f"## {tables.title(experiment)}", tables.proxy_note(experiment)]
-    for (dataset, model), group in by_network(tables.all_cells(experiment)).items():
-        notes = sorted({cell.setting.label for cell in group if cell.setting.label})
+    for group in comparable(tables.all_cells(experiment)):
+        first = group[0].setting
         hardware = sorted({device for cell in group if isinstance(cell, Cell) for device in cell.values("device")})
-        described = f"**{model} on {dataset}**" + (f" ({'; '.join(notes)})" if notes else "")
+        described = f"**{network_title(first)}**" + (f" ({first.label})" if first.label else "")
+        names = row_names(cell.setting for cell in group)
         parts += [", ".join([described, *hardware]), tables.summary(group, names)]
     parts += [tables.reconstruction_note(experiment), _told(compared), tables.progress_note(experiment)]
     parts.append(
@@ -93,7 +94,7 @@ def _told(compared: Sequence[Comparison]) -> str:
 
 
 def _networks(experiment: Experiment) -> str:
-    return "; ".join(f"{model}, {dataset}" for dataset, model in by_network(tables.all_cells(experiment)))
+    return "; ".join(dict.fromkeys(f"{s.model}, {s.dataset}" for s in experiment.settings()))
 
 
 def overview(experiments: Sequence[Experiment]) -> str:
@@ -107,7 +108,8 @@ def overview(experiments: Sequence[Experiment]) -> str:
     rows = []
     for experiment in experiments:
         link = f"[{experiment.name}](results/tables/{experiment.name}.md)"
-        for (dataset, model), group in by_network(tables.all_cells(experiment)).items():
+        for group in comparable(tables.all_cells(experiment)):
+            network = f"{group[0].setting.model}, {group[0].setting.dataset}"
             settings: dict[str, list[Setting]] = {}
             for cell in group:
                 alike = settings.setdefault(_short_name(cell.setting), [])
@@ -121,12 +123,12 @@ def overview(experiments: Sequence[Experiment]) -> str:
                 if not any(isinstance(cell, Cell) for cell in found.values()):
                     continue  # what has not been run stands in the experiment's own table
                 values = (_value(found.get(s)) for s in columns)
-                rows.append([link, f"{model}, {dataset}", shown, *values, chosen.label])
+                rows.append([link, network, shown, *values, chosen.label])
     return markdown_rows(header, rows)
 
 
 def _short_name(setting: Setting) -> str:
-    name = tables.method_name(setting)
+    name = method_name(setting)
     # Frameworks are columns of the paper's tables, not variations of one row.
     return name if setting.framework in ("", "global") else f"{name}, {setting.framework}"
 

@@ -13,7 +13,8 @@ from engine import palette, published, tables
 from engine.comparisons import Comparison
 from engine.figures import layer_names, layers_left
 from engine.grid import Experiment, NotRun
-from engine.results import Cell, Setting, Statistic, method_name, row_names
+from engine.results import Cell, Statistic
+from engine.settings import Setting, comparable, method_name, network_title, row_names
 
 PARTS = Path(__file__).with_name("page_parts")
 MOST_EPOCHS = 40
@@ -47,17 +48,18 @@ def page_data(
     data: dict[str, Any] = {"experiments": [], "cells": [], "comparisons": [], "layers": {}, "published": []}
     networks: dict[tuple[str, str], None] = {}
     for experiment in experiments:
-        names = row_names(experiment.settings())
         data["experiments"].append(_experiment(experiment))
         places: dict[tuple[Setting, float], int] = {}
-        for cell in tables.all_cells(experiment):
-            places[cell.setting, cell.sparsity] = len(data["cells"])
-            described = _cell(experiment, cell, names[cell.setting], link)
-            data["cells"].append(described)
-            if isinstance(cell, Cell):
-                data["layers"].setdefault(described["group"], layer_names(cell))
-            if cell.setting.scale == "full":
-                networks[cell.setting.dataset, cell.setting.model] = None
+        for group in comparable(tables.all_cells(experiment)):
+            names = row_names(cell.setting for cell in group)
+            for cell in group:
+                places[cell.setting, cell.sparsity] = len(data["cells"])
+                described = _cell(experiment, cell, names[cell.setting], link)
+                data["cells"].append(described)
+                if isinstance(cell, Cell):
+                    data["layers"].setdefault(described["group"], layer_names(cell))
+                if cell.setting.scale == "full":
+                    networks[cell.setting.dataset, cell.setting.model] = None
         data["cells"] += [
             _published_alone(experiment, figure)
             for cell, figure in tables.published_rows(tables.all_cells(experiment))
@@ -93,7 +95,8 @@ def _cell(experiment: Experiment, cell: Cell | NotRun, row: str, link: Link) -> 
     s = cell.setting
     described: dict[str, Any] = {
         "experiment": experiment.name,
-        "group": f"{experiment.name}/{s.dataset}/{s.model}",
+        "group": "/".join([experiment.name, s.dataset, s.model, s.label]),
+        "title": ", ".join(filter(None, [network_title(s), s.label])),
         "model": s.model,
         "dataset": s.dataset,
         "scale": s.scale,
@@ -132,7 +135,7 @@ def _cell(experiment: Experiment, cell: Cell | NotRun, row: str, link: Link) -> 
 
 def _published_alone(experiment: Experiment, figure: published.Figure) -> dict[str, Any]:
     """A published figure that no cell of the experiment stands beside, as a row of its own."""
-    group = f"{experiment.name}/{figure.dataset}/{figure.model}"
+    group = f"{experiment.name}/{figure.dataset}/{figure.model}/"
     empty = dict.fromkeys(("framework", "p", "theta", "epochs", "precision", "note", "command"), "")
     names = {"model": figure.model, "dataset": figure.dataset, "method": figure.name, "row": figure.name}
     place = {"experiment": experiment.name, "group": group, "scale": "full", "sparsity": figure.sparsity}

@@ -6,12 +6,13 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from engine import published
 from engine.comparisons import Comparison
 from engine.grid import Experiment, NotRun
-from engine.results import Cell, Setting, Statistic, method_name, order, row_names
+from engine.results import Cell, Statistic
+from engine.settings import Setting, comparable, method_name, network_title, order, row_names
 
 Link = Callable[[Path], str]
 
@@ -104,17 +105,6 @@ def csv_rows(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return buffer.getvalue()
-
-
-Placed = TypeVar("Placed", Cell, NotRun, "Cell | NotRun")
-
-
-def by_network(cells: Iterable[Placed]) -> dict[tuple[str, str], list[Placed]]:
-    """Cells by (dataset, model), in the given order."""
-    groups: dict[tuple[str, str], list[Placed]] = {}
-    for cell in cells:
-        groups.setdefault((cell.setting.dataset, cell.setting.model), []).append(cell)
-    return groups
 
 
 def all_cells(experiment: Experiment) -> list[Cell | NotRun]:
@@ -272,7 +262,6 @@ def experiment_markdown(experiment: Experiment, comparisons: list[Comparison], l
         comparisons: of its cells with Feather.
         link: from a run's directory to where the table's reader finds it.
     """
-    names = row_names(experiment.settings())
     parts = [
         marker(source_of(experiment)),
         f"# {title(experiment)}",
@@ -285,10 +274,12 @@ def experiment_markdown(experiment: Experiment, comparisons: list[Comparison], l
         reconstruction_note(experiment),
         progress_note(experiment),
     ]
-    for (dataset, model), group in by_network(all_cells(experiment)).items():
+    for group in comparable(all_cells(experiment)):
+        first = group[0].setting
+        names = row_names(cell.setting for cell in group)
         ran = [cell for cell in group if isinstance(cell, Cell)]
         parts += [
-            f"## {model} on {dataset}",
+            f"## {network_title(first)}" + (f" ({first.label})" if first.label else ""),
             summary(group, names),
             "### Beside the published figures",
             _beside_published(group, names, link),

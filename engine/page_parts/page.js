@@ -193,7 +193,7 @@
   }
 
   const groupBy = (cells, key) => cells.reduce((groups, cell) => groups.set(key(cell), [...(groups.get(key(cell)) || []), cell]), new Map());
-  const titleFor = (cell) => `${titleOf.get(cell.experiment)}: ${cell.model} on ${cell.dataset}`;
+  const titleFor = (cell) => `${titleOf.get(cell.experiment)}: ${cell.title}`;
   const describe = (cell) => [
     `${cell.row}, ${sparsityName(cell.sparsity)}`, `top-1 ${spread(cell.mean, cell.std)} %, n = ${cell.n}`,
     `${cell.nonzeros[0].toLocaleString("en")} weights left, ${millions(cell.flops)} FLOPs`, ...(cell.note ? [cell.note] : []),

@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from engine import drawing, figures, grid, picture
-from engine.results import ResultError, find_runs, group_cells, read_result, read_runs, row_names
+from engine.results import ResultError, find_runs, group_cells, read_result, read_runs
+from engine.settings import row_names
 from scripts import collect, report
 from tests.scripts.synthetic_runs import write_comparison, write_run
 
@@ -138,6 +139,20 @@ def test_settings_never_share_a_cell(tmp_path):
     names = row_names(cell.setting for cell in cells)
     assert len(set(names.values())) == 7
     assert any("optimizer.lr=0.2" in name for name in names.values())
+
+
+def test_runs_of_different_labels_stand_in_tables_and_figures_of_their_own(tmp_path):
+    for precision, top1 in (("bf16", 31.0), ("fp32", 32.0)):
+        settings = {"precision": precision, "label": f"proxy: {precision}", "config": {"scale": "proxy"}}
+        for method in ("feather", "ste"):
+            write_run(tmp_path / "results/runs", experiment="short_proxy", method=method, top1=top1, **settings)
+    assert run_report(tmp_path) == 0
+    page = (tmp_path / "results/README.md").read_text()
+    halves = page.split("**resnet20 on cifar100**")[1:]
+    assert [("31.00" in half, "32.00" in half) for half in halves] == [(True, False), (False, True)]
+    assert all("| feather |" in half and "| ste |" in half for half in halves)
+    stems = set(figures.plots("short_proxy", cells_of(tmp_path)[0]))
+    assert {"short_proxy_curve", "short_proxy_bf16_layers", "short_proxy_fp32_layers"} <= stems
 
 
 def test_theta_rule_is_one_row_with_the_value_used_in_each_cell(tmp_path):
