@@ -1,4 +1,4 @@
-"""Small random networks over every supported layer, drawn by hypothesis."""
+"""One small network with every supported layer, and random ones drawn by hypothesis."""
 
 from __future__ import annotations
 
@@ -39,6 +39,47 @@ def sparsity_of(weight: Tensor, density: float, generator: torch.Generator) -> N
         weight.mul_(torch.rand(weight.shape, generator=generator) < density)
         if density < 1:
             weight[0] = 0
+
+
+class EveryLayer(nn.Module):
+    """Every supported layer once or twice: scores of images `(3, 13, 11)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
+        self.depthwise = nn.Sequential(nn.Conv2d(8, 8, 5, 1, 2, groups=8), nn.Hardswish(), nn.Dropout())
+        self.grouped = nn.Conv2d(8, 8, 3, 1, 2, 2, groups=2)
+        self.dense = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 12, 1))
+        self.pools = nn.ModuleList([nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1)])
+        self.head = nn.Sequential(nn.Linear(24, 9), nn.Hardtanh(), nn.Linear(9, 5), nn.Softmax(1))
+        self.flatten = nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(self.grouped(self.depthwise(x)) + x)
+        x = self.dense(torch.cat([x, self.depthwise(x)], 1))
+        x = torch.cat([self.pools[0](x), self.pools[1](x)], 1)
+        return self.head(self.flatten(self.pools[2](x)))
+
+
+def every_layer(density: float = 0.3) -> EveryLayer:
+    """That network with a share of its weights; the first output channel of each layer is empty."""
+    torch.manual_seed(0)
+    model, generator = EveryLayer(), torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            _trained(module)
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            sparsity_of(module.weight, density, generator)
+    return model.eval()
+
+
+def _trained(norm: nn.BatchNorm2d) -> None:
+    """Statistics and weights as after training."""
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.uniform_(norm.bias, -1, 1)
+    nn.init.uniform_(norm.running_mean, -1, 1)  # type: ignore[arg-type]
+    nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
 
 
 @st.composite
@@ -114,10 +155,7 @@ def networks(draw: st.DrawFn) -> Case:
             layer = nn.Sequential(nn.BatchNorm2d(x.shape[1]), nn.ReLU())
         for module in layer.modules():
             if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.uniform_(module.bias, -1, 1)
-                nn.init.uniform_(module.running_mean, -1, 1)  # type: ignore[arg-type]
-                nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+                _trained(module)
         with torch.no_grad():
             x = layer.eval()(x)
         layers.append(layer)

@@ -21,7 +21,7 @@ from feather.deploy.lower import lower
 from feather.deploy.quantize import quantize
 from models import create_model
 from scripts.deploy.program import ARM, build, buildable, instructions_per_image, run
-from tests.deploy.networks import Case, networks
+from tests.deploy.networks import Case, every_layer, networks
 from tests.deploy.tools import (
     NATIVE,
     SANITIZERS,
@@ -29,6 +29,7 @@ from tests.deploy.tools import (
     digits,
     needs_arm_tools,
     needs_compiler,
+    photographs,
     reference,
     run_program,
     settle,
@@ -45,24 +46,32 @@ def check(model: nn.Module, images: Tensor, target: str, **options: object) -> N
     assert_close(found, reference(model, images))
 
 
-def small_resnet() -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    images = digits(4, 16)
-    return settle(sparsify(create_model("resnet20", num_classes=10, width=8), 0.9), images), images
+def small_images() -> Tensor:
+    return digits(4, 13)[..., :11].contiguous()
 
 
-@settings(COMPILED, max_examples=8)
+@pytest.mark.parametrize("target", NATIVE)
+def test_every_layer(target: str) -> None:
+    needs_compiler()
+    check(every_layer(), small_images(), target, flags=SANITIZERS if target == "c" else ("-O1",))
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0])
+def test_empty_and_dense_layers(density: float) -> None:
+    needs_compiler()
+    check(every_layer(density), small_images(), NATIVE[0], batch=2)
+
+
+def test_every_layer_on_arm() -> None:
+    needs_arm_tools()
+    check(every_layer(), small_images(), "neon", flags=("-O1", "-static"), emulator=ARM)
+
+
+@settings(COMPILED, max_examples=3)
 @given(networks(), st.sampled_from(NATIVE), st.sampled_from([1, 3]), st.sampled_from([None, 1, 2, 4]))
 def test_random_networks(case: Case, target: str, batch: int, block: int | None) -> None:
     needs_compiler()
     check(case.model, case.images, target, batch=batch, block=block)
-
-
-@settings(COMPILED, max_examples=3)
-@given(networks(), st.sampled_from(NATIVE), st.sampled_from([1, 3]))
-def test_random_networks_under_sanitizers(case: Case, target: str, batch: int) -> None:
-    needs_compiler()
-    check(case.model, case.images, target, batch=batch, flags=SANITIZERS)
 
 
 @pytest.mark.long
@@ -81,17 +90,7 @@ def test_random_networks_on_arm(case: Case, batch: int, block: int | None) -> No
     check(case.model, case.images, "neon", batch=batch, block=block, flags=("-O1", "-static"), emulator=ARM)
 
 
-@pytest.mark.parametrize("target", NATIVE)
-def test_resnet_on_real_images(target: str) -> None:
-    needs_compiler()
-    check(*small_resnet(), target)
-
-
-def test_resnet_on_arm() -> None:
-    needs_arm_tools()
-    check(*small_resnet(), "neon", flags=("-O1", "-static"), emulator=ARM)
-
-
+@pytest.mark.long
 def test_sparser_networks_execute_fewer_instructions_on_arm(tmp_path: Path) -> None:
     needs_arm_tools()
     counts = {}
@@ -105,14 +104,11 @@ def test_sparser_networks_execute_fewer_instructions_on_arm(tmp_path: Path) -> N
     assert 0 < counts[0.98] < counts[0.8] / 2
 
 
-@settings(COMPILED, max_examples=3)
-@given(networks(), st.sampled_from(NATIVE), st.sampled_from([None, 1, 4]))
-def test_int8_computes_with_the_rounded_weights(case: Case, target: str, block: int | None) -> None:
-    needs_compiler()
-    shape = tuple(case.images.shape[1:])
+def with_and_without_rounding(model: nn.Module, images: Tensor, target: str, block: int | None) -> None:
+    """int8 weights give what the same network gives whose float32 weights were rounded."""
     results = []
     for rounded in (False, True):
-        graph = quantize(fuse(capture(case.model, shape)))
+        graph = quantize(fuse(capture(model, tuple(images.shape[1:]))))
         for op in graph.ops:
             if rounded and isinstance(op, Conv | Linear) and op.scale is not None:
                 op.weight = op.weight * op.scale.reshape(-1, *[1] * (op.weight.ndim - 1))
@@ -120,13 +116,26 @@ def test_int8_computes_with_the_rounded_weights(case: Case, target: str, block: 
         source = emit(lower(graph, buildable(target), 1, block), "net", "net")
         with tempfile.TemporaryDirectory() as directory:
             program = build(source, Path(directory), buildable(target))
-            results.append(run(program, case.images.numpy(), source)[0])
+            results.append(run(program, images.numpy(), source)[0])
     assert_close(results[1], results[0])
 
 
+def test_int8_computes_with_the_rounded_weights() -> None:
+    needs_compiler()
+    with_and_without_rounding(every_layer(), small_images(), NATIVE[0], None)
+
+
+@pytest.mark.long
+@settings(COMPILED, max_examples=20)
+@given(networks(), st.sampled_from(NATIVE), st.sampled_from([None, 1, 4]))
+def test_int8_of_random_networks(case: Case, target: str, block: int | None) -> None:
+    needs_compiler()
+    with_and_without_rounding(case.model, case.images, target, block)
+
+
 def test_int8_takes_less_room() -> None:
-    model, _ = small_resnet()
-    sources = {kind: generate(model, (3, 16, 16), target="c", weights=kind).info for kind in ("fp32", "int8")}
+    model = sparsify(nn.Conv2d(32, 32, 3, padding=1), 0.9)
+    sources = {kind: generate(model, (32, 8, 8), target="c", weights=kind).info for kind in ("fp32", "int8")}
     assert sources["int8"]["constant_bytes"] < 0.65 * sources["fp32"]["constant_bytes"]  # type: ignore[operator]
 
 
@@ -134,13 +143,13 @@ def test_a_phase_may_need_more_zeros_before_it_than_its_neighbour_leaves() -> No
     """Padding 4 at stride 3: the phases differ in how far they reach beyond the border."""
     needs_compiler()
     torch.manual_seed(0)
-    for size in (4, 5, 11, 17):
+    for size in (5, 17):
         check(nn.Conv2d(5, 4, (4, 3), 3, 4, 2), torch.randn(3, 5, size, size + 1), "c", batch=3)
 
 
 def test_threads_change_nothing(tmp_path: Path) -> None:
     needs_compiler()
-    model, images = small_resnet()
+    model, images = every_layer(), small_images()
     flags = ("-O1", "-fopenmp", "-DNET_THREADS=3")
     found = run_program(model, images, tmp_path, "c", flags=flags)
     np.testing.assert_array_equal(found, run_program(model, images, tmp_path, "c"))
@@ -151,23 +160,23 @@ def test_threads_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", [*NATIVE, "neon"])
 @pytest.mark.parametrize(("name", "size"), [("resnet20", 32), ("mobilenet_v1", 32), ("densenet40_24", 33)])
 def test_networks_of_the_paper(name: str, size: int, target: str, sparsity: float) -> None:
-    arm = target == "neon"
-    needs_arm_tools() if arm else needs_compiler()
-    torch.manual_seed(0)
-    images = digits(4, size)
-    model = settle(sparsify(create_model(name, num_classes=100), sparsity), images)
-    options = {"flags": ("-static",), "emulator": ARM} if arm else {"flags": ()}
-    check(model, images, target, **options)
+    on_photographs(name, 100, 4, size, target, sparsity)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("target", [*NATIVE, "neon"])
-@pytest.mark.parametrize("size", [224, 161])
-def test_resnet50(target: str, size: int) -> None:
+@pytest.mark.parametrize(("size", "sparsity"), [(224, 0.0), (224, 0.95), (224, 0.99), (161, 0.95)])
+def test_resnet50(target: str, size: int, sparsity: float) -> None:
+    on_photographs("resnet50", 1000, 2, size, target, sparsity)
+
+
+def on_photographs(name: str, classes: int, count: int, size: int, target: str, sparsity: float) -> None:
     arm = target == "neon"
     needs_arm_tools() if arm else needs_compiler()
     torch.manual_seed(0)
-    images = digits(2, size)
-    model = settle(sparsify(create_model("resnet50", num_classes=1000), 0.95), images)
-    options = {"flags": ("-static",), "emulator": ARM} if arm else {"flags": ()}
-    check(model, images, target, **options)
+    images = photographs(count, size)
+    model = settle(sparsify(create_model(name, num_classes=classes), sparsity), images)
+    if arm:
+        check(model, images, target, flags=("-static",), emulator=ARM)
+    else:
+        check(model, images, target, flags=())

@@ -17,8 +17,9 @@ from feather.deploy.capture import capture
 from feather.deploy.fuse import fuse
 from feather.deploy.indices import bound_bits, decode, encode
 from models import create_model
-from tests.deploy.networks import Case, networks
-from tests.deploy.tools import assert_close, reference, sparsify
+from scripts.deploy.program import Floats
+from tests.deploy.networks import Case, every_layer, networks
+from tests.deploy.tools import assert_close, digits, reference, sparsify
 
 CODECS = ["zlib", *(["zstd"] if importlib.util.find_spec("zstandard") else [])]
 
@@ -110,8 +111,9 @@ def test_what_cannot_be_rounded_is_refused(tmp_path: Path) -> None:
 
 def test_onnx_keeps_every_zero(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = sparsify(create_model("resnet20", num_classes=10, width=8), 0.9).eval()
-    onnx_file.save(fuse(capture(model, (3, 16, 16))), tmp_path / "model.onnx")
+    layers = (nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 4 * 4, 5))
+    model = sparsify(nn.Sequential(*layers), 0.9).eval()
+    onnx_file.save(fuse(capture(model, (3, 6, 6))), tmp_path / "model.onnx")
     weights = onnx_file.weights(tmp_path / "model.onnx")
     found = sum(int((w == 0).sum()) for w in weights.values() if w.ndim > 1)
     kept = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -122,12 +124,22 @@ def test_onnx_keeps_every_zero(tmp_path: Path) -> None:
         onnx_file.weights(tmp_path / "text")
 
 
-@settings(max_examples=12)
-@given(networks())
-def test_onnx_computes_the_same(tmp_path_factory: pytest.TempPathFactory, case: Case) -> None:
+def onnx_result(model: nn.Module, images: Tensor, directory: Path) -> Floats:
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    onnx_file.save(fuse(capture(case.model, tuple(case.images.shape[1:]))), path)
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"input": case.images.numpy()})
+    onnx_file.save(fuse(capture(model, tuple(images.shape[1:]))), directory / "model.onnx")
+    session = runtime.InferenceSession(str(directory / "model.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input": images.numpy()})
+    return found
+
+
+def test_onnx_computes_the_same(tmp_path: Path) -> None:
+    images = digits(4, 13)
+    assert_close(onnx_result(every_layer(), images, tmp_path), reference(every_layer(), images))
+
+
+@pytest.mark.long
+@settings(max_examples=60)
+@given(networks())
+def test_onnx_of_random_networks_computes_the_same(tmp_path_factory: pytest.TempPathFactory, case: Case) -> None:
+    found = onnx_result(case.model, case.images, tmp_path_factory.mktemp("onnx"))
     assert_close(found, reference(case.model, case.images))

@@ -39,6 +39,21 @@ def digits(count: int, size: int) -> Tensor:
     return ((images - 0.3058) / 0.3190).expand(-1, 3, -1, -1).contiguous()
 
 
+def photographs(count: int, size: int) -> Tensor:
+    """scikit-learn's two photographs, the middle of each, then smaller parts; float32 `(count, 3, size, size)`."""
+    from sklearn.datasets import load_sample_images
+
+    pictures = [torch.from_numpy(picture).permute(2, 0, 1) / 255 for picture in load_sample_images().images]
+    parts = []
+    for i in range(count):
+        picture, side = pictures[i % 2], 420 - 60 * (i // 2)
+        top, left = ((have - side) // 2 for have in picture.shape[1:])
+        part = picture[None, :, top : top + side, left : left + side]
+        parts.append(nn.functional.interpolate(part, size=(size, size), mode="bilinear", antialias=True))
+    images = torch.cat(parts)
+    return ((images - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), keepdim=True)).contiguous()
+
+
 def sparsify(model: nn.Module, sparsity: float) -> nn.Module:
     """Set the smallest weights of each layer to zero, in place."""
     with torch.no_grad():

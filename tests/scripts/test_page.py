@@ -3,9 +3,7 @@
 import csv
 import itertools
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ import pytest
 from scripts import report
 from tests.scripts.synthetic_runs import write_comparison, write_run
 
-CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 MINUS = "\N{MINUS SIGN}"
 LABEL = "proxy: </script><b>16x16</b> images /*DATA*/"  # what must stay text
 
@@ -35,28 +32,6 @@ def results(tmp_path_factory):
         assert report.main(["--runs", str(runs), "--out", str(out)]) == 0
         report.declared.cache_clear()
     return out
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if not (CHROMIUM and DRIVER):
-        if os.environ.get("CI"):
-            pytest.fail("No chromium and chromedriver: install Debian's packages chromium and chromium-driver.")
-        pytest.skip("no chromium and chromedriver on this machine (Debian: apt-get install chromium chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    yield driver
-    driver.quit()
 
 
 class Page:
@@ -293,6 +268,7 @@ def test_a_phone_never_scrolls_sideways(browser, results, experiment):
 
 
 def test_the_page_is_one_file_and_without_errors(browser, results):
+    browser.get_log("browser")  # other pages' entries
     Page(browser, results / "index.html").choose(experiment="all")
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     text = (results / "index.html").read_text()
