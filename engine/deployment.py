@@ -34,7 +34,9 @@ def markdown(evidence: dict[str, Any]) -> str:
     for title, part, make in (
         ("Memory and loading time", "footprint", _footprint),
         ("Accuracy of the C code", "accuracy", _accuracy),
-        ("Files", "accuracy", _files),
+        ("Batches and threads", "batches", _batches),
+        ("Files", "files", _files),
+        ("Outputs against PyTorch", "outputs", _outputs),
         ("Where the time goes", "layers", _layers),
         ("ARM64 instructions", "arm", _arm),
     ):
@@ -107,17 +109,34 @@ def _accuracy(part: dict[str, Any]) -> str:
         [
             row["model"], row["dataset"], row["label"], "dense" if row["sparsity"] == 0 else percent(row["sparsity"]),
             row["weights"], f"{row['torch_top1']:.2f}", f"{row['top1']:.2f}", f"{row['same_class']:.2f}",
-            f"{row['microseconds']:,.0f}", _kib(row["library_bytes"]),
+            f"{row['microseconds']:,.0f}", f"{row['dense_microseconds']:,.0f} ({NAMES[row['fastest_dense']]})",
+            f"{row['dense_microseconds'] / row['microseconds']:.2f}", _kib(row["library_bytes"]),
         ]
         for row in part["rows"]
     ]  # fmt: skip
     header = [
         "network", "data", "note", "weights", "stored as", "top-1 PyTorch", "top-1 C", "same class, %", "us per image",
-        "library, KiB",
+        "fastest dense runtime, us", "speed", "library, KiB",
     ]  # fmt: skip
     count = max(row["images"] for row in part["rows"])
     return (
-        f"{_hardware(part)}. Trained runs, up to {count:,} images of the split that the run evaluated.\n\n"
+        f"{_hardware(part)}. Networks that finished runs trained, up to {count:,} images of the split that each run "
+        "evaluated; the dense runtimes run the same weights, zeros included, interleaved.\n\n"
+        f"{markdown_rows(header, lines)}"
+    )
+
+
+def _batches(part: dict[str, Any]) -> str:
+    lines = [
+        [
+            row["model"], NAMES[row["runtime"]], percent(row["sparsity"]) if row["sparsity"] else "dense",
+            str(row["batch"]), str(row["threads"]), f"{row['microseconds']:,.0f}",
+        ]
+        for row in part["rows"]
+    ]  # fmt: skip
+    header = ["network", "runtime", "weights", "batch", "threads", "us per image"]
+    return (
+        f"{_hardware(part)}, {part['hardware']['cpu_cores']} cores; one core for one thread.\n\n"
         f"{markdown_rows(header, lines)}"
     )
 
@@ -125,17 +144,38 @@ def _accuracy(part: dict[str, Any]) -> str:
 def _files(part: dict[str, Any]) -> str:
     lines = [
         [
-            row["model"], row["dataset"], "dense" if row["sparsity"] == 0 else percent(row["sparsity"]), row["weights"],
-            _kib(row["dense_bytes"]), _kib(row["dense_compressed_bytes"]), _kib(row["bitmask_bytes"]),
-            _kib(row["index_bytes"]),
-            f"{row['index_bytes'] / row['index_bound_bytes']:.3f}" if row["sparsity"] else "-",
+            row["model"], "dense" if row["sparsity"] == 0 else percent(row["sparsity"]), row["values"],
+            _kib(row["dense"]), _kib(row["dense_compressed"]), _kib(row["file"]), f"{row['dense'] / row['file']:.1f}",
+            _kib(row["index"]), f"{row['index'] / row['index_bound']:.3f}" if row["sparsity"] else "-",
         ]
         for row in part["rows"]
     ]  # fmt: skip
-    header = ["network", "data", "weights", "values", "dense", "dense, zstd", "file", "its index", "index / bound"]
+    header = [
+        "network", "weights", "values", "dense", "dense, zstd", "file", "times smaller", "its index", "index / bound",
+    ]  # fmt: skip
     return (
         "`feather export --format bitmask`, KiB. The bound is log2 C(weights, non-zeros) of each tensor.\n\n"
         f"{markdown_rows(header, lines)}"
+    )
+
+
+def _outputs(part: dict[str, Any]) -> str:
+    targets = list(dict.fromkeys(row["target"] for row in part["rows"]))
+    cells: dict[tuple[str, float, int], dict[str, str]] = {}
+    for row in part["rows"]:
+        found = cells.setdefault((row["model"], row["sparsity"], row["images"]), {})
+        found[row["target"]] = f"{row['difference']:.1e}"
+    lines = [
+        [model, percent(sparsity) if sparsity else "dense", str(images), *(found.get(t, "not run") for t in targets)]
+        for (model, sparsity, images), found in cells.items()
+    ]
+    how = {row["target"]: row for row in part["rows"]}
+    halved = "avx512" in how and "-mavx512f" not in how["avx512"]["flags"]
+    return (
+        "Largest difference from PyTorch's outputs over the largest output, on photographs of a test split (CIFAR-100, "
+        f"for resnet50 Imagenette). neon ran under `{how['neon']['emulator']}`"
+        + ("; avx512 on AVX2, its vectors cut in two by the compiler" if halved else "")
+        + f".\n\n{markdown_rows(['network', 'weights', 'images', *targets], lines)}"
     )
 
 

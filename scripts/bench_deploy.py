@@ -2,12 +2,12 @@
 
     python scripts/bench_deploy.py prepare     compile and export everything below build/bench_deploy (no timing)
     python scripts/bench_deploy.py PART ...    measure; parts: resnet20 mobilenet_v1 densenet40_24 resnet50 footprint
-                                               layers accuracy arm; `all` takes those that are missing
+                                               layers accuracy batches files outputs arm; `all` takes those missing
 
 Every part is written to results/benchmarks/deploy.json when it is done, so an interrupted benchmark goes on where it
-stopped; scripts/report.py makes the tables and the picture from it. Contenders of one network take turns of a few
-images, and the medians count. ``--runs`` holds the trained networks (docs/deployment.md says how they are trained),
-``TFLITE_PYTHON`` names a Python with TensorFlow, which LiteRT's converter needs.
+stopped; scripts/report.py makes the tables and the picture from it. ``--runs`` holds the trained networks
+(docs/deployment.md says how they are trained), ``--data`` the data sets, ``TFLITE_PYTHON`` names a Python with
+TensorFlow, which LiteRT's converter needs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from engine.records import environment, write_json  # noqa: E402
-from scripts.deploy import contenders  # noqa: E402
+from feather.deploy import generate, load, save_weights  # noqa: E402
+from feather.deploy.sparse_file import VALUES  # noqa: E402
+from scripts.deploy import accuracy, batches, contenders, layers, outputs, program  # noqa: E402
 from scripts.deploy.subjects import SHAPES, open_subject  # noqa: E402
+from scripts.deploy.timing import TURN, interleave, summary  # noqa: E402
 
 SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.98, 0.99)
-PARTS = [*SHAPES, "footprint", "layers", "accuracy", "arm"]
 WORK = ROOT / "build" / "bench_deploy"
 SECONDS = 20.0
 """Of interleaved timing for one network."""
-TURN = 3
-"""Images that count when it is a contender's turn, after one that warms the caches."""
+BATCHED = [("resnet20", 0.95), ("mobilenet_v1", 0.95)]
+LAYERS = [("resnet20", 0.0), ("resnet20", 0.95), ("resnet20", 0.99), ("mobilenet_v1", 0.99), ("resnet50", 0.99)]
 
 
 def prepare(runs: Path) -> None:
@@ -50,11 +51,13 @@ def prepare(runs: Path) -> None:
             subject = open_subject(name, sparsity, runs)
             files = contenders.prepare(subject.model, subject.shape, directory, runtimes=sparsity in (0.0, 0.99))
             described = {"origin": subject.origin, "files": {key: path.name for key, path in files.items()}}
-            from feather.deploy import load
-
             described["info"] = load(files["feather"]).info
             write_json(directory / "files.json", described)
             print(f"{name} {sparsity:g}: {subject.origin}", flush=True)
+    for name, sparsity in BATCHED:
+        batches.build(open_subject(name, sparsity, runs), WORK / f"{name}-{sparsity:g}")
+    for run in ARGUMENTS.trained:
+        accuracy.prepare(run, WORK / "accuracy" / run.name)
 
 
 def prepared(name: str, sparsity: float) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -102,23 +105,11 @@ def latency(name: str) -> dict[str, Any]:
         if runtime == "feather":
             rows[key] |= {"bitmask_bytes": files["bitmask"].stat().st_size, "workspace_bytes": info["workspace_bytes"]}
             rows[key] |= {"target": info["target"]}
-    times: dict[str, list[float]] = {key: [] for key in runs}
-    for run in runs.values():
-        run(image)
-    end = time.perf_counter() + SECONDS
-    rounds = 0
-    while time.perf_counter() < end or rounds < 5:
-        order = list(runs) if rounds % 2 else list(runs)[::-1]
-        for key in order:
-            runs[key](image)  # the caches are another contender's
-            for _ in range(TURN):
-                start = time.perf_counter_ns()
-                runs[key](image)
-                times[key].append((time.perf_counter_ns() - start) / 1e3)
-        rounds += 1
+    times = interleave(runs, image, SECONDS)
     for key, row in rows.items():
-        row |= {"microseconds": statistics.median(times[key]), "quartiles": statistics.quantiles(times[key], n=4)[::2]}
+        row |= summary(times[key])
         print(f"{name:14} {key:22} {row['microseconds']:10.0f} us", flush=True)
+    rounds = len(next(iter(times.values()))) // TURN
     return {"rounds": rounds, "rows": list(rows.values()), "missing": missing}
 
 
@@ -129,8 +120,7 @@ def footprint() -> dict[str, Any]:
     for name in SHAPES:
         for runtime, sparsity in [
             *((runtime, 0.0) for runtime in contenders.DENSE),
-            ("feather", 0.0),
-            ("feather", 0.99),
+            *(("feather", sparsity) for sparsity in SPARSITIES),
         ]:
             described, files = prepared(name, sparsity)
             if runtime not in files or (runtime == "torch_compiled" and name != "resnet20"):
@@ -151,38 +141,58 @@ def program_peak(directory: Path, info: dict[str, Any]) -> int:
     sizes |= {"INPUT": int(np.prod(info["input_shape"])), "OUTPUT": int(np.prod(info["output_shape"]))}
     macros = [f"-D{key}={value}" for key, value in sizes.items()]
     harness = ROOT / "scripts" / "deploy" / "harness.c"
-    program = directory / "program"
+    executable = directory / "program"
     command = ["cc", "-O1", "-DPEAK", *macros, str(harness), str(directory / "net.so"), f"-Wl,-rpath,{directory}"]
-    subprocess.run([*command, "-o", str(program)], check=True)
+    subprocess.run([*command, "-o", str(executable)], check=True)
     image = directory / "image"
     image.write_bytes(bytes(4 * sizes["INPUT"]))
-    done = subprocess.run([str(program), "1", str(image), str(directory / "scores")], capture_output=True, text=True)
+    done = subprocess.run([str(executable), "1", str(image), str(directory / "scores")], capture_output=True, text=True)
     return 1024 * int(done.stdout.split()[1])
 
 
-def layers() -> dict[str, Any]:
-    from scripts.deploy.layers import measure
-
-    return {
-        "rows": [
-            measure(name, sparsity, open_subject(name, sparsity, ARGUMENTS.runs), WORK)
-            for name, sparsity in (("resnet20", 0.0), ("resnet20", 0.95), ("resnet20", 0.99), ("mobilenet_v1", 0.99))
-        ]
-    }
+def measure_layers() -> dict[str, Any]:
+    return {"rows": [layers.measure(*which, open_subject(*which, ARGUMENTS.runs), WORK) for which in LAYERS]}
 
 
-def accuracy() -> dict[str, Any]:
-    """Trained runs: top-1 of the C code, fp32 and int8, against that of PyTorch; latency and sizes."""
-    from scripts.deploy.accuracy import measure
+def measure_accuracy() -> dict[str, Any]:
+    """Finished runs that ``--trained`` names."""
+    found = [accuracy.measure(run, ARGUMENTS.data, WORK / "accuracy" / run.name) for run in ARGUMENTS.trained]
+    return {"rows": [row for rows in found for row in rows]}
 
-    return {"rows": [row for run in ARGUMENTS.trained for row in measure(run, WORK)]}
+
+def measure_batches() -> dict[str, Any]:
+    rows = []
+    for name, sparsity in BATCHED:
+        _, files = prepared(name, 0.0)
+        subject = open_subject(name, sparsity, ARGUMENTS.runs)
+        rows += batches.measure(name, sparsity, subject, files["onnxruntime"], WORK / f"{name}-{sparsity:g}")
+    return {"rows": rows}
+
+
+def files() -> dict[str, Any]:
+    """Bytes of the compressed files beside the dense ones and the bound."""
+    rows = []
+    for name in SHAPES:
+        for sparsity in SPARSITIES:
+            subject = open_subject(name, sparsity, ARGUMENTS.runs)
+            for values in VALUES:
+                sizes = save_weights(subject.model, WORK / "net.feather", values=values)
+                rows.append({"model": name, "sparsity": sparsity, "origin": subject.origin, "values": values})
+                rows[-1] |= asdict(sizes)
+    return {"rows": rows}
+
+
+def measure_outputs() -> dict[str, Any]:
+    rows = []
+    for name in SHAPES:
+        for sparsity in (0.0, 0.9, 0.99):
+            subject = open_subject(name, sparsity, ARGUMENTS.runs)
+            rows += outputs.measure(name, sparsity, subject, ARGUMENTS.data, WORK / "outputs")
+    return {"rows": rows}
 
 
 def arm() -> dict[str, Any]:
     """Instructions per image on ARM64, under emulation."""
-    from feather.deploy import generate
-    from scripts.deploy.program import ARM, build, buildable, instructions_per_image, run
-
     rows = []
     for name in ("resnet20", "mobilenet_v1", "densenet40_24"):
         for sparsity in SPARSITIES:
@@ -190,18 +200,19 @@ def arm() -> dict[str, Any]:
             directory = WORK / "arm"
             directory.mkdir(parents=True, exist_ok=True)
             source = generate(subject.model, subject.shape, name="net", target="neon")
-            program = build(source, directory, buildable("neon"), ("-static",))
+            built = program.build(source, directory, program.buildable("neon"), ("-static",))
             images = np.random.default_rng(0).standard_normal((2, *subject.shape)).astype(np.float32)
-            run(program, images[:1], source, ARM)
-            count = instructions_per_image(program, images, source)
+            program.run(built, images[:1], source, program.ARM)
+            count = program.instructions_per_image(built, images, source)
             rows.append({"model": name, "sparsity": sparsity, "instructions": count, "products": source.info["macs"]})
             print(rows[-1], flush=True)
     return {"rows": rows}
 
 
-def measure(part: str) -> dict[str, Any]:
-    functions = {"footprint": footprint, "layers": layers, "accuracy": accuracy, "arm": arm}
-    return functions[part]() if part in functions else latency(part)
+PARTS = {
+    **dict.fromkeys(SHAPES, None), "footprint": footprint, "layers": measure_layers, "accuracy": measure_accuracy,
+    "batches": measure_batches, "files": files, "outputs": measure_outputs, "arm": arm,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -209,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=[*PARTS, "prepare", "all"], metavar="PART")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "deploy")
+    parser.add_argument("--data", type=Path, default=ROOT / "data")
     parser.add_argument("--trained", type=Path, nargs="*", default=[], help="finished runs of which accuracy is shown")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks" / "deploy.json")
     ARGUMENTS = parser.parse_args()
@@ -219,8 +231,10 @@ def main() -> None:
         prepare(ARGUMENTS.runs)
     for part in wanted:
         if part in PARTS:
+            measure = PARTS[part]
+            measured = latency(part) if measure is None else measure()
             versions = {runtime: contenders.version(runtime) for runtime in contenders.DENSE}
-            evidence["parts"][part] = {**environment(), "runtimes": versions, **measure(part)}
+            evidence["parts"][part] = {**environment(), "runtimes": versions, **measured}
             write_json(ARGUMENTS.out, evidence)
 
 

@@ -1,4 +1,4 @@
-"""Every way to run a network that the benchmark compares, on one thread.
+"""Every way to run a network that the benchmark compares, on one thread unless said otherwise.
 
 ``prepare`` writes what each runtime loads; ``contender`` loads it and gives a function that runs one image. The module
 imports a runtime only when it is asked for, so that a child process that measures memory holds that one alone.
@@ -53,14 +53,14 @@ def prepare(model: Any, shape: tuple[int, ...], directory: Path, *, runtimes: bo
     return files
 
 
-def contender(runtime: str, path: Path) -> Run:
-    """Load a file; the result maps one image ``(1, ...)`` to its scores.
+def contender(runtime: str, path: Path, threads: int = 1) -> Run:
+    """Load a file; the result maps images ``(count, ...)`` to their scores.
 
     Raises:
         ImportError: the runtime is not installed.
     """
-    load: Callable[[Path], Run] = globals()[f"_{runtime.removesuffix('_sparse')}"]
-    return load(path)
+    load: Callable[..., Run] = globals()[f"_{runtime.removesuffix('_sparse')}"]
+    return load(path) if threads == 1 else load(path, threads)
 
 
 def version(runtime: str) -> str:
@@ -105,10 +105,10 @@ def _torch_compiled(path: Path) -> Run:
     return run
 
 
-def _onnxruntime(path: Path) -> Run:
+def _onnxruntime(path: Path, threads: int = 1) -> Run:
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda image: session.run(None, {"input": image})[0]
 

@@ -20,6 +20,9 @@ SHAPES = {
     "resnet50": (3, 224, 224),
 }
 CLASSES = {"resnet50": 10}  # Imagenette's; the others have CIFAR-100's
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "runs"
+# Finished runs of the same network at full size: no weights of theirs are kept, but how many zeros each layer has.
+TRAINED_SHARES = {("resnet20", 0.98): "cifar100_short/resnet20-cifar100-feather-0.98-0-330a9bda"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,9 @@ def open_subject(name: str, sparsity: float, runs: Path) -> Subject:
     """The network trained at this sparsity, ``runs/NAME-SPARSITY``, or else the dense one pruned to it.
 
     Where no run at a sparsity is at hand, the trained dense weights of ``runs/NAME-0`` are pruned by magnitude within
-    each layer, to the shares that ERK gives the layers: about the multiplications that trained sparse networks have
-    (ResNet-20 at 98 %: 5.39 million, against 5.29 million of the committed run on CIFAR-100).
+    each layer: to the layer's share of zeros in a finished run of ``results/runs``, or to that of ERK, which leaves
+    about the multiplications that trained sparse networks have (ResNet-20 at 98 %: 5.39 million, against 5.29 million
+    of the finished run).
     """
     run = runs / f"{name}-{sparsity:g}"
     trained = (run / "result.json").exists()
@@ -51,9 +55,23 @@ def open_subject(name: str, sparsity: float, runs: Path) -> Subject:
     load_weights(model, source / "model.safetensors")
     label = f"{result['method']}, {result['label']}"
     if sparsity and not trained:
-        prune(model, sparsity)
-        return Subject(model.eval(), SHAPES[name], f"{label}, then pruned by magnitude to ERK's shares")
+        finished = TRAINED_SHARES.get((name, sparsity))
+        if finished:
+            prune_like(model, RESULTS / finished / "result.json")
+        else:
+            prune(model, sparsity)
+        like = f"those of results/runs/{finished}" if finished else "ERK's"
+        return Subject(model.eval(), SHAPES[name], f"{label}, then pruned by magnitude to layer-wise shares: {like}")
     return Subject(model.eval(), SHAPES[name], f"trained: {label}")
+
+
+def prune_like(model: nn.Module, result: Path) -> None:
+    """Magnitude pruning within each layer to the number of zeros that a finished run has there, in place."""
+    zeros = {layer["name"]: int(layer["zeros"]) for layer in json.loads(result.read_text())["layers"]}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if zeros.get(name):
+                weight.view(-1)[weight.abs().flatten().argsort()[: zeros[name]]] = 0
 
 
 def prune(model: nn.Module, sparsity: float) -> None:

@@ -21,8 +21,7 @@ def trained(sparsity: float, weights: str, top1: float, microseconds: float) -> 
     return {
         "model": "resnet20", "dataset": "digits", "label": "", "sparsity": sparsity, "weights": weights, "top1": top1,
         "torch_top1": top1, "same_class": 100.0, "images": 10, "microseconds": microseconds, "library_bytes": 1024,
-        "dense_bytes": 4096, "dense_compressed_bytes": 3072, "bitmask_bytes": 1024, "index_bytes": 106,
-        "index_bound_bytes": 100.0,
+        "fastest_dense": "onnxruntime", "dense_microseconds": 400.0,
     }  # fmt: skip
 
 
@@ -38,20 +37,34 @@ def test_speed_is_over_the_fastest_dense_runtime() -> None:
     assert speeds["feather compile", "99 %"] == "6.00"
     assert "fastest dense runtime, ONNX Runtime" in text
     assert "Could not run: LiteRT (XNNPACK): ImportError: none." in text
-    assert text.count("\nnot run\n") == 8  # three networks and five parts
+    assert text.count("\nnot run\n") == 10  # three networks and seven parts
 
 
 def test_accuracy_stands_beside_latency_and_size() -> None:
     rows = [trained(0.9, "fp32", 97.0, 80), trained(0.0, "fp32", 98.0, 400), trained(0.9, "int8", 96.5, 82)]
     evidence = {"parts": {"accuracy": {**SURROUNDINGS, "rows": rows}}}
     text = deployment.markdown(evidence)
-    assert "| 1.060 |" in text
+    assert "| 400 (ONNX Runtime) | 5.00 |" in text
     data = deployment.picture_data(evidence)
     assert data is not None
     assert [point["top1"] for point in data["lines"]["resnet20 on digits, fp32"]] == [98.0, 97.0]
     left, right = drawing.draw(data).axes
     assert left.get_xlabel() == "us per image, one core"
     assert sorted(right.lines[0].get_xdata()) == [1.0, 1.0]
+
+
+def test_files_stand_beside_their_bound_and_outputs_beside_pytorch() -> None:
+    sizes = {"dense": 4096, "dense_compressed": 3072, "file": 1024, "index": 106, "index_bound": 100.0}
+    files = [{"model": "resnet20", "sparsity": 0.9, "values": "fp32", **sizes}]
+    common = {"model": "resnet20", "sparsity": 0.9, "images": 8}
+    outputs = [
+        {**common, "target": "avx512", "flags": ["-mavx2"], "emulator": "", "difference": 3e-7},
+        {**common, "target": "neon", "flags": [], "emulator": "qemu-aarch64", "difference": 2e-6},
+    ]
+    text = deployment.markdown({"parts": {"files": {"rows": files}, "outputs": {"rows": outputs}}})
+    assert "| 4.0 | 0 | 1.060 |" in text
+    assert "| resnet20 | 90 % | 8 | 3.0e-07 | 2.0e-06 |" in text
+    assert "cut in two" in text
 
 
 def test_without_accuracy_there_is_no_picture() -> None:
