@@ -30,10 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 TRAIN = ROOT / "train.py"
 
-# ResNet-20 of width 4 on digits, 1,438 images: four steps an epoch, the last of them with fewer images
+# ResNet-20 of width 4 on 1,438 digits of 8x8 pixels: four steps an epoch, the last of them with fewer images
 TINY = (
-    "model.options.width=4", "trainer.batch_size=400", "trainer.epochs=2", "trainer.precision=fp32",
-    "trainer.device=cpu", "logger=none", "sparsity=0.6", "optimizer.lr=0.3",
+    "model.options.width=4", "dataset.image_size=8", "trainer.batch_size=400", "trainer.epochs=2",
+    "trainer.precision=fp32", "trainer.device=cpu", "logger=none", "sparsity=0.6", "optimizer.lr=0.3",
     "method.exclude=[fc.*]",
 )  # fmt: skip
 
