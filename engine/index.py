@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from engine import tables
 from engine.comparisons import Comparison, is_reference
 from engine.grid import Experiment, NotRun
+from engine.plan import framework_defaults
 from engine.results import Cell
-from engine.settings import Setting, comparable, method_name, network_title, row_names
+from engine.settings import Setting, comparable, method_name, network_title, row_names, text_of
 from engine.tables import markdown_rows, mean_std, percent
 
 
@@ -110,18 +111,15 @@ def overview(experiments: Sequence[Experiment]) -> str:
         link = f"[{experiment.name}](results/tables/{experiment.name}.md)"
         for group in comparable(tables.all_cells(experiment)):
             network = f"{group[0].setting.model}, {group[0].setting.dataset}"
-            settings: dict[str, list[Setting]] = {}
+            methods: dict[str, list[Cell]] = {}
             for cell in group:
-                alike = settings.setdefault(_short_name(cell.setting), [])
-                if cell.setting not in alike:
-                    alike.append(cell.setting)
-            for name, alike in settings.items():
-                chosen = _foremost(alike)
-                more = len(alike) - 1
+                if isinstance(cell, Cell):  # what has not been run stands in the experiment's own table
+                    methods.setdefault(_short_name(cell.setting), []).append(cell)
+            for name, cells in methods.items():
+                chosen = min(cells, key=_departures).setting
+                more = len({cell.setting for cell in cells}) - 1
                 shown = f"{name} (and {more} more setting{'s' if more > 1 else ''})" if more else name
                 found = {c.sparsity: c for c in group if c.setting == chosen}
-                if not any(isinstance(cell, Cell) for cell in found.values()):
-                    continue  # what has not been run stands in the experiment's own table
                 values = (_value(found.get(s)) for s in columns)
                 rows.append([link, network, shown, *values, chosen.label])
     return markdown_rows(header, rows)
@@ -133,9 +131,12 @@ def _short_name(setting: Setting) -> str:
     return name if setting.framework in ("", "global") else f"{name}, {setting.framework}"
 
 
-def _foremost(settings: list[Setting]) -> Setting:
-    defaults = [s for s in settings if is_reference(s, 0.0) or s.theta == "auto"]
-    return (defaults or settings)[0]
+def _departures(cell: Cell) -> tuple[bool, int]:
+    """How far a setting is from what a user gets who asks for no other."""
+    chosen = is_reference(cell.setting, cell.sparsity) or cell.setting.theta == "auto"
+    options = framework_defaults(cell.setting.framework)
+    config = cell.runs[0].config
+    return not chosen, sum(text_of(config.get(f"framework.options.{key}")) != value for key, value in options.items())
 
 
 def _value(cell: Cell | NotRun | None) -> str:

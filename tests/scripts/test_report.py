@@ -288,6 +288,21 @@ def test_proxy_scale_is_said_everywhere_and_never_compared_with_the_paper(tmp_pa
     assert all(data["proxy"] for data in figures.plots("x", cells).values())
 
 
+def test_the_projects_readme_shows_the_defaults_of_a_method_with_several_settings(tmp_path):
+    (tmp_path / "README.md").write_text(f"Before.\n{report.BEGIN}\n{report.END}\nAfter.\n")
+    for gradient, top1 in (("hard", 11.0), ("operator_masked", 22.0)):
+        options = {"name": "asl_plus", "options": {"gradient": gradient, "exact": "always"}}
+        run = {"experiment": "choices", "framework": "asl_plus", "top1": top1, "config": {"framework": options}}
+        write_run(tmp_path / "results/runs", sparsity=0.98, **run)
+    assert run_report(tmp_path) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert "22.00 (1)" in text
+    assert "11.00" not in text
+    assert "(and 1 more setting)" in text
+    assert text.startswith("Before.")
+    assert text.endswith("After.\n")
+
+
 def test_hand_written_findings_stand_in_the_page_word_for_word(tree, capsys):
     (tree / "results/FINDINGS.md").write_text("## What was found\n\nNothing | yet.\n")
     assert run_report(tree) == 0
