@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import logging
+import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
@@ -14,11 +19,28 @@ _PAUSE_SECONDS = 2.0  # before the second attempt; doubled with every further on
 _TIMEOUT_SECONDS = 30.0  # without a byte
 _CHUNK = 1 << 20
 
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Around fetching and unpacking into ``folder``, which exists: other processes wait, and then find it done."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # such as a network file system without locks
+            _log.warning("%s cannot be locked (%s): let no two processes download into it", folder, error.strerror)
+        yield
+    finally:
+        os.close(descriptor)
+
 
 def fetch(url: str, path: Path, md5: str) -> Path:
     """Download ``url`` to ``path``, which appears only when it is complete and has the checksum ``md5``.
 
-    What has arrived is kept in ``<path>.part``; the next attempt, or the next call, goes on from there.
+    What has arrived is kept in ``<path>.part``; the next attempt, or the next call, goes on from there. Several
+    processes need ``one_at_a_time``.
 
     Raises:
         OSError: it could not be fetched, or what came has another checksum every time.

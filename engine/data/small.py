@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.data.base import Batch, DataError, Normalize, Sharding, epoch_generator, stratified_split
-from engine.data.download import fetch
+from engine.data.download import fetch, one_at_a_time
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
@@ -160,9 +161,12 @@ def _cifar(name: str, root: Path, download: bool, train: bool) -> Split:
 
     source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     try:
-        if download and not (_has_archive(source, root) or _is_unpacked(source, root)):
-            fetch(source.url, root / source.filename, source.tgz_md5)
-        data = source(root, train=train, download=_has_archive(source, root))
+        if download:
+            root.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(root) if root.is_dir() else nullcontext():
+            if download and not (_has_archive(source, root) or _is_unpacked(source, root)):
+                fetch(source.url, root / source.filename, source.tgz_md5)
+            data = source(root, train=train, download=_has_archive(source, root))
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         raise DataError(_cifar_problem(source, root, download, error)) from error
     return Split(torch.from_numpy(data.data), torch.tensor(data.targets))

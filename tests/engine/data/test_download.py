@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import http.server
 import io
@@ -9,6 +11,7 @@ import pickle
 import random
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import numpy as np
 import pytest
 
 from engine.data import DataError, create_data, download
-from engine.data.download import fetch
+from engine.data.download import fetch, one_at_a_time
 
 CONTENT = random.Random(0).randbytes(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -111,11 +114,11 @@ def cifar_archive() -> tuple[bytes, dict[str, str]]:
     return buffer.getvalue(), {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
 
 
-def test_cifar_arrives_over_a_line_that_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def serve_cifar(monkeypatch: pytest.MonkeyPatch, cut: bool = False) -> Server:
     from torchvision.datasets import CIFAR100
 
     archive, sums = cifar_archive()
-    server = Server(archive, [len(archive) // 3, 10])
+    server = Server(archive, [len(archive) // 3, 10] if cut else [])
     for name, value in {
         "url": server.url,
         "tgz_md5": hashlib.md5(archive).hexdigest(),
@@ -124,6 +127,42 @@ def test_cifar_arrives_over_a_line_that_breaks(tmp_path: Path, monkeypatch: pyte
         "meta": {"filename": "meta", "key": "fine_label_names", "md5": sums["meta"]},
     }.items():
         monkeypatch.setattr(CIFAR100, name, value)
+    return server
+
+
+def test_of_two_processes_one_fetches_and_the_other_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, meeting = serve_cifar(monkeypatch), threading.Barrier(2)
+    transfer = download._transfer
+
+    def slowly(url: str, part: Path) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            meeting.wait(1.0)  # here the two would meet
+        transfer(url, part)
+
+    monkeypatch.setattr(download, "_transfer", slowly)
+    options: dict[str, Any] = {"root": tmp_path / "data", "batch_size": 50, "seed": 0, "device": "cpu"}
+    with ThreadPoolExecutor(2) as pool:  # the lock belongs to an open folder: two threads are as two processes
+        opened = [pool.submit(create_data, "cifar100", download=True, **options) for _ in range(2)]
+    assert [future.result().train.num_samples for future in opened] == [200, 200]
+    assert server.asked == [None]
+    assert not list((tmp_path / "data").glob("*.part"))
+
+
+def test_a_folder_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with one_at_a_time(tmp_path):
+        assert "cannot be locked (Bad file descriptor)" in caplog.text
+
+
+def test_cifar_arrives_over_a_line_that_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR100
+
+    server = serve_cifar(monkeypatch, cut=True)
     options: dict[str, Any] = {"root": tmp_path / "data", "batch_size": 50, "seed": 0, "device": "cpu"}
     options["download"] = True
     assert create_data("cifar100", **options).train.num_samples == 200
