@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import ExitStack
 from typing import NoReturn
 
@@ -23,7 +24,7 @@ def main(composed: DictConfig) -> float:
 
 
 def start(composed: DictConfig) -> float:
-    cfg = prepare(composed)
+    cfg, began = prepare(composed), time.monotonic()
     if cfg.run_dir is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError("run_dir= names one directory and a sweep needs one per run: leave it out.")
     # torch is imported from here on, so that --help and mistakes answer at once
@@ -41,12 +42,10 @@ def start(composed: DictConfig) -> float:
             ranks = stack.enter_context(session(cfg.trainer.device))
         stack.callback(release)
         with user_errors(CheckpointError, DataError, FloatingPointError, OSError):
-            return with_rollbacks(lambda left_out: train(cfg, ranks, left_out))
+            return with_rollbacks(lambda left_out: train(cfg, ranks, began, left_out))
 
 
-def train(cfg: Config, ranks, left_out: list[int]) -> float:
-    import time
-
+def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> float:
     import torch
     from safetensors.torch import save as safetensors
     from torch.nn import functional as F
@@ -59,6 +58,7 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
     from engine.errors import user_errors
     from engine.evaluate import evaluate
     from engine.interruption import EXIT_UNFINISHED, Interruption
+    from engine.layout import choose_layout
     from engine.numerics import NumberGuard
     from engine.optimization import create_optimizer, learning_rate
     from engine.outcome import describe_result, sparsity_record
@@ -94,7 +94,7 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
                 cfg.dataset.name, root=cfg.dataset.root, download=cfg.dataset.download, seed=cfg.seed, device=device,
                 image_size=cfg.dataset.image_size, validation=cfg.dataset.validation, augment=cfg.dataset.augment,
                 workers=cfg.dataset.workers, batch_size=trainer.batch_size, eval_batch_size=trainer.eval_batch_size,
-                rank=ranks.rank, world_size=ranks.world_size, channels_last=trainer.channels_last,
+                rank=ranks.rank, world_size=ranks.world_size,
             )  # fmt: skip
         model = create_model(
             cfg.model.name, num_classes=data.num_classes, pretrained=cfg.model.pretrained, **cfg.model.options
@@ -102,7 +102,9 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
         if cfg.model.weights is not None:
             new_head = load_weights(model, cfg.model.weights)
             say(f"Started from {cfg.model.weights}" + (f", with a new {', '.join(new_head)}." if new_head else "."))
-        model.to(device, memory_format=torch.channels_last if trainer.channels_last else torch.contiguous_format)
+        layout, layout_reason = choose_layout(trainer.channels_last, device, model)
+        model.to(device, memory_format=layout)
+        data.lay_out(layout)
         precision = resolve_precision(trainer.precision, device, model)
         steps_per_epoch = len(data.train)
         total_steps = min(trainer.epochs * steps_per_epoch, trainer.max_steps or sys.maxsize)
@@ -151,7 +153,7 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
         **labels(cfg, run),
     )  # fmt: skip
     say(f"{run.path}\n  {data.train.num_samples} training images, {steps_per_epoch} steps an epoch, {total_steps} in "
-        f"all; {precision.reason}; {ranks.world_size} x {device}; "
+        f"all; {precision.reason}; {layout_reason and layout_reason + '; '}{ranks.world_size} x {device}; "
         f"{sparsifier.report().prunable:,} prunable weights")  # fmt: skip
     if tracker.description:
         say(f"  {tracker.description}")
@@ -195,7 +197,7 @@ def train(cfg: Config, ranks, left_out: list[int]) -> float:
         images_until(total_steps), done_images=images_until(step), enabled=ranks.is_main and trainer.progress,
         description=f"{cfg.model.name} {cfg.method.name} {cfg.sparsity:g}",
     )  # fmt: skip
-    with Interruption(cfg.time_limit_minutes, ranks) as interruption, progress:
+    with Interruption(cfg.time_limit_minutes, ranks, since=command_began) as interruption, progress:
         while step < total_steps:
             epoch, first = divmod(step, steps_per_epoch)
             started, mask_change = time.perf_counter(), 0.0

@@ -48,11 +48,13 @@ class Interruption:
     Args:
         time_limit_minutes: stop after so long; None for no limit.
         ranks: with several processes, all of them stop at the same step.
+        since: the ``time.monotonic()`` from which the limit counts; now, where it is None.
     """
 
-    def __init__(self, time_limit_minutes: float | None, ranks: Ranks) -> None:
+    def __init__(self, time_limit_minutes: float | None, ranks: Ranks, since: float | None = None) -> None:
         self.reason = ""
-        self._deadline = None if time_limit_minutes is None else time.monotonic() + 60 * time_limit_minutes
+        began = time.monotonic() if since is None else since
+        self._deadline = None if time_limit_minutes is None else began + 60 * time_limit_minutes
         self._ranks = ranks
         self._previous: dict[int, object] = {}
         self._received: int | None = None

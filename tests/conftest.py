@@ -18,9 +18,6 @@ for _name in (
 ):
     os.environ.pop(_name, None)
 os.environ.setdefault("MPLBACKEND", "agg")
-# oneDNN's AVX2 code writes past a buffer in the gradient of a channels_last 1x1 convolution of stride 2 with fewer than
-# 8 input channels, which the narrow networks of the tests have (torch 2.15).
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

@@ -39,7 +39,8 @@ TINY = (
 
 _PRELOADED = [
     "torch", "torchvision", "sklearn.datasets", "safetensors.torch", "wandb", "tests.train_helpers", "train",
-    "engine.data", "engine.distributed", "engine.evaluate", "engine.outcome", "engine.progress", "engine.tracking", "models",
+    "engine.data", "engine.distributed", "engine.evaluate", "engine.outcome", "engine.progress", "engine.tracking",
+    "models",
 ]  # fmt: skip
 
 # what of a record or a result tells of the clock, the machine or the command, not of the computation

@@ -95,7 +95,8 @@ class Loop:
 
 def resident(split: Split, device: torch.device) -> ResidentLoader:
     """The in-memory pipeline as training uses it."""
-    normalize = Normalize(RECIPE.mean, RECIPE.std, device, channels_last=True)
+    normalize = Normalize(RECIPE.mean, RECIPE.std, device)
+    normalize.memory_format = torch.channels_last
     sharding = Sharding(len(split.labels), BATCH_SIZE)
     return ResidentLoader(split, normalize, sharding, shuffle=True, padding=RECIPE.padding, flip=RECIPE.flip)
 

@@ -30,6 +30,7 @@ class Loader(Protocol):
     """A split, read in global batches of which this process receives its share."""
 
     num_samples: int  # images per epoch, over all processes
+    normalize: Normalize
 
     def __len__(self) -> int:
         """Steps per epoch; a last, smaller batch counts."""
@@ -49,6 +50,11 @@ class Data:
     num_classes: int
     image_shape: tuple[int, int, int]  # channels, height, width of the batches
     eval_split: str  # "test", or "validation" where part of the training set is held out
+
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Let the images of all batches from here on have this memory format; it is NCHW at first."""
+        for loader in (self.train, self.eval):
+            loader.normalize.memory_format = memory_format
 
 
 @dataclass(frozen=True)
@@ -100,13 +106,11 @@ class Normalize:
     `(x / 255 - mean) / std`, folded into one multiplication and one addition.
     """
 
-    def __init__(
-        self, mean: Sequence[float], std: Sequence[float], device: torch.device, channels_last: bool = False
-    ) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         center, spread = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         self.scale = (1 / (255 * spread)).float().view(-1, 1, 1).to(device)
         self.shift = (-center / spread).float().view(-1, 1, 1).to(device)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Tensor:
         images = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format)

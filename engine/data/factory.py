@@ -28,7 +28,6 @@ def create_data(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-    channels_last: bool = False,
     eval_batch_size: int | None = None,
 ) -> Data:
     """Open a data set.
@@ -47,7 +46,6 @@ def create_data(
         augment: random crops and flips in training.
         workers: processes that decode `imagenet`; small data sets need none.
         rank, world_size: this process and the number of processes that share each batch.
-        channels_last: memory format of the images.
         eval_batch_size: images per evaluation step over all processes, `batch_size` by default.
 
     Raises:
@@ -77,7 +75,7 @@ def create_data(
         images, eval_images = images.pooled(size), eval_images.pooled(size)
         sizes = len(images.labels), len(eval_images.labels)
         train_share, eval_share = _share(sizes, batch_size, eval_batch_size, rank, world_size)
-        normalize = Normalize(recipe.mean, recipe.std, device, channels_last)
+        normalize = Normalize(recipe.mean, recipe.std, device)
         train = small.ResidentLoader(
             images,
             normalize,
@@ -107,7 +105,7 @@ def create_data(
         train_share, eval_share = _share(
             (len(tree.files), len(eval_tree.files)), batch_size, eval_batch_size, rank, world_size
         )
-        normalize = Normalize(imagenet.MEAN, imagenet.STD, device, channels_last)
+        normalize = Normalize(imagenet.MEAN, imagenet.STD, device)
         train = imagenet.StreamLoader(
             tree, size, normalize, train_share, seed=seed, shuffle=True, augment=augment, workers=workers
         )

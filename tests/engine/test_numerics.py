@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 import models.factory
+from engine import interruption
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.config import ConfigError
 from engine.distributed import Ranks
+from engine.interruption import Interruption
 from engine.numerics import MOST_IN_A_ROW, NotFiniteError, NumberGuard, RollBack, first_nonfinite_layer
 from tests.train_helpers import Plain, outcome, read_json, read_metrics, read_weights, start, two_processes
 
@@ -112,6 +114,21 @@ def test_rollback_goes_back_and_leaves_the_step_out(poisoned: Any, capsys: pytes
     back, skip = outcome(Path("back")), outcome(Path("skip"))
     assert back[:2] == skip[:2]  # the step's batch is the damage: going back comes to the same as leaving it out
     assert read_json(Path("back/result.json"))["skipped_steps"] == 1
+
+
+def test_the_time_limit_goes_on_counting_over_a_rollback(poisoned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    deadlines = []
+
+    class Watched(Interruption):
+        def __enter__(self) -> Interruption:
+            deadlines.append(self._deadline)
+            return super().__enter__()
+
+    monkeypatch.setattr(interruption, "Interruption", Watched)
+    poisoned(at2="backward")
+    start("run_dir=run", "trainer.nonfinite=rollback", "time_limit_minutes=60")
+    assert len(deadlines) == 2
+    assert deadlines[0] == deadlines[1]
 
 
 def test_rollback_before_the_first_checkpoint_begins_anew(poisoned: Any) -> None:

@@ -142,7 +142,9 @@ def test_validation_is_disjoint_and_stratified(tree):
 
 
 def test_channels_last(tree):
-    batch, plain = next(open_tree(tree, channels_last=True).train.epoch(0)), next(open_tree(tree).train.epoch(0))
+    data, plain = open_tree(tree), next(open_tree(tree).train.epoch(0))
+    data.lay_out(torch.channels_last)
+    batch = next(data.train.epoch(0))
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(batch.images, plain.images)
 

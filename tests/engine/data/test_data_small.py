@@ -11,18 +11,18 @@ import torch
 import torchvision
 from torchvision.transforms import functional as TF
 
-from engine.data import DataError, create_data
+from engine.data import DataError, create_data, download
 from engine.data.base import Normalize, Sharding, stratified_split
 from engine.data.small import RECIPES, ResidentLoader, Split, load_split
 
 MEAN, STD = (0.1, 0.4, 0.8), (0.2, 0.3, 0.5)
 
 
-def make_loader(n=50, batch_size=16, rank=0, world_size=1, seed=3, size=8, channels_last=False, **options):
+def make_loader(n=50, batch_size=16, rank=0, world_size=1, seed=3, size=8, **options):
     """Image i has label i, so that labels tell which image was read."""
     images = torch.from_numpy(np.random.RandomState(0).randint(0, 256, (n, size, size, 3), dtype=np.uint8))
     options = {"shuffle": True, "padding": 2, "flip": True, **options}
-    normalize = Normalize(MEAN, STD, torch.device("cpu"), channels_last)
+    normalize = Normalize(MEAN, STD, torch.device("cpu"))
     split = Split(images, torch.arange(n))
     return ResidentLoader(split, normalize, Sharding(n, batch_size, rank, world_size), seed=seed, **options), images
 
@@ -113,7 +113,9 @@ def test_equals_torchvisions_transforms_at_the_same_offsets(padding, flip):
 
 
 def test_channels_last_changes_the_layout_alone():
-    plain, last = next(make_loader()[0].epoch(0)), next(make_loader(channels_last=True)[0].epoch(0))
+    (loader, _), plain = make_loader(), next(make_loader()[0].epoch(0))
+    loader.normalize.memory_format = torch.channels_last
+    last = next(loader.epoch(0))
     assert torch.equal(plain.images, last.images)
     assert plain.images.is_contiguous()
     assert last.images.is_contiguous(memory_format=torch.channels_last)
@@ -286,7 +288,8 @@ def test_damaged_cifar_is_named(tiny_cifar):
     assert_one_sentence(error, "test in", "is damaged", "dataset.download=true")
 
 
-def test_failed_download_is_one_sentence(tiny_cifar, tmp_path):
+def test_failed_download_is_one_sentence(tiny_cifar, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_PAUSE_SECONDS", 0.0)
     with pytest.raises(DataError) as error:
         open_cifar(tmp_path / "empty", download=True)
     assert_one_sentence(error, "the download failed", "no route to host", "put the official archive at")
