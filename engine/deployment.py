@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from engine import tables
@@ -169,13 +170,11 @@ def _outputs(part: dict[str, Any]) -> str:
         [model, percent(sparsity) if sparsity else "dense", str(images), *(found.get(t, "not run") for t in targets)]
         for (model, sparsity, images), found in cells.items()
     ]
-    how = {row["target"]: row for row in part["rows"]}
-    halved = "avx512" in how and "-mavx512f" not in how["avx512"]["flags"]
+    how = "; ".join(f"{row['target']} on {row['executed']}" for row in {r["target"]: r for r in part["rows"]}.values())
     return (
         "Largest difference from PyTorch's outputs over the largest output, on photographs of a test split (CIFAR-100, "
-        f"for resnet50 Imagenette). neon ran under `{how['neon']['emulator']}`"
-        + ("; avx512 on AVX2, its vectors cut in two by the compiler" if halved else "")
-        + f".\n\n{markdown_rows(['network', 'weights', 'images', *targets], lines)}"
+        f"for resnet50 Imagenette). Executed: {how}.\n\n"
+        f"{markdown_rows(['network', 'weights', 'images', *targets], lines)}"
     )
 
 
@@ -230,16 +229,17 @@ def _arm(part: dict[str, Any]) -> str:
 
 
 def picture_data(evidence: dict[str, Any]) -> Data | None:
-    """Accuracy against latency and against the size of the library; None without that part."""
+    """Accuracy against latency and against the size of the library, a panel for each network; None without that."""
     rows = evidence["parts"].get("accuracy", {}).get("rows", [])
-    lines: dict[str, list[Data]] = {}
+    panels: dict[str, dict[str, list[Data]]] = {}
     for row in sorted(rows, key=lambda row: row["sparsity"]):
-        name = f"{row['model']} on {row['dataset']}" + (f" ({row['label']})" if row["label"] else "")
-        lines.setdefault(f"{name}, {row['weights']}", []).append({
+        title = f"{row['model']} on {row['dataset']}" + (f" ({row['label']})" if row["label"] else "")
+        lines = panels.setdefault(textwrap.fill(title, 60), {})
+        lines.setdefault(f"{row['weights']} weights", []).append({
             "sparsity": row["sparsity"], "top1": row["top1"], "microseconds": row["microseconds"],
             "kib": row["library_bytes"] / 1024,
         })  # fmt: skip
-    return {"figure": "deployment", "lines": lines} if lines else None
+    return {"figure": "deployment", "panels": panels} if panels else None
 
 
 def _kib(size: float) -> str:

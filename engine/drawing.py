@@ -272,18 +272,24 @@ def _draw_operator(data: Data) -> Figure:
 
 
 def _draw_deployment(data: Data) -> Figure:
-    figure, axes = _subplots(2, 4.8, 4.2)
-    styles = _row_styles(data["lines"])
-    for ax, key, text in zip(axes[0], ("microseconds", "kib"), ("us per image, one core", "library, KiB"), strict=True):
-        for name, points in data["lines"].items():
-            ax.plot([p[key] for p in points], [p["top1"] for p in points], **styles[name], markersize=5, label=name)
-            for p in points:
-                label = percent(p["sparsity"]) if p["sparsity"] else "dense"
-                ax.annotate(label, (p[key], p["top1"]), xytext=(3, 5), textcoords="offset points", fontsize=7)
-        ax.set_xscale("log")
+    panels = list(data["panels"].items())
+    figure, axes = _subplots(2, 4.8, 3.6 * len(panels), rows=len(panels))
+    styles = _row_styles(name for _, lines in panels for name in lines)
+    for row, (title, lines) in zip(axes, panels, strict=True):
+        for ax, key in zip(row, ("microseconds", "kib"), strict=True):
+            for i, (name, points) in enumerate(lines.items()):
+                ax.plot([p[key] for p in points], [p["top1"] for p in points], **styles[name], markersize=5, label=name)
+                for p in points:  # above the first line, below the others: the same networks lie close together
+                    label = percent(p["sparsity"]) if p["sparsity"] else "dense"
+                    place: Data = {"xytext": (0, -6 if i else 6), "va": "top" if i else "bottom", "ha": "center"}
+                    ax.annotate(label, (p[key], p["top1"]), **place, textcoords="offset points", fontsize=7)
+            ax.set_xscale("log")
+            ax.margins(x=0.12, y=0.2)
+            ax.set_title(title)
+        row[0].set_ylabel("top-1 of the C code (%)")
+    for ax, text in zip(axes[-1], ("us per image, one core", "library, KiB"), strict=True):
         ax.set_xlabel(text)
-    axes[0][0].set_ylabel("top-1 of the C code (%)")
-    _legend(figure, axes[0])
+    _legend(figure, axes[:, 0])
     return figure
 
 

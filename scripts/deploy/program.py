@@ -29,20 +29,25 @@ def buildable(name: str) -> Target:
     return target
 
 
-def build(source: Source, directory: Path, target: Target, flags: tuple[str, ...] = ("-O1",)) -> Path:
-    """Compile with the harness; every warning is an error."""
+def sizes(source: Source) -> list[str]:
+    """Macros of harness.c and bare.c."""
     info: dict[str, Any] = source.info
-    name = info["name"]
-    (directory / f"{name}.c").write_text(source.c)
-    (directory / f"{name}.h").write_text(source.header)
-    sizes = {
-        "NAME": name,
+    values = {
+        "NAME": info["name"],
         "INPUT": info["batch"] * int(np.prod(info["input_shape"])),
         "OUTPUT": info["batch"] * int(np.prod(info["output_shape"])),
         "WORKSPACE": info["workspace_bytes"],
     }
+    return [f"-D{key}={value}" for key, value in values.items()]
+
+
+def build(source: Source, directory: Path, target: Target, flags: tuple[str, ...] = ("-O1",)) -> Path:
+    """Compile with the harness; every warning is an error."""
+    name = str(source.info["name"])
+    (directory / f"{name}.c").write_text(source.c)
+    (directory / f"{name}.h").write_text(source.header)
     program = directory / name
-    arguments = [str(HERE / "harness.c"), f"-I{directory}", *(f"-D{key}={value}" for key, value in sizes.items())]
+    arguments = [str(HERE / "harness.c"), f"-I{directory}", *sizes(source)]
     warnings = ("-Wall", "-Wextra", "-Werror")
     run_compiler(directory / f"{name}.c", target, [*arguments, "-o", str(program)], extra=(*warnings, *flags))
     return program

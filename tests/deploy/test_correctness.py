@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from feather.deploy.graph import Conv, Linear
 from feather.deploy.lower import lower
 from feather.deploy.quantize import quantize
 from models import create_model
+from scripts.deploy import bochs
 from scripts.deploy.program import ARM, build, buildable, instructions_per_image, run
 from tests.deploy.networks import Case, every_layer, networks
 from tests.deploy.tools import (
@@ -65,6 +67,33 @@ def test_empty_and_dense_layers(density: float) -> None:
 def test_every_layer_on_arm() -> None:
     needs_arm_tools()
     check(every_layer(), small_images(), "neon", flags=("-O1", "-static"), emulator=ARM)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not bochs.available(), reason="Bochs or GRUB is not installed (see scripts/deploy/bochs.py)")
+def test_every_layer_on_emulated_avx512(tmp_path: Path) -> None:
+    source = generate(every_layer(), (3, 13, 11), name="net", target="avx512", batch=2)
+    assert_close(bochs.run(source, small_images().numpy(), tmp_path), reference(every_layer(), small_images()))
+
+
+@pytest.mark.parametrize("target", ["c", *(["avx2"] if "avx2" in NATIVE else [])])
+def test_a_channel_that_hardly_varies_is_no_further_from_the_truth_than_in_pytorch(target: str) -> None:
+    """BatchNorm divides such a channel by almost nothing, which amplifies the rounding of the convolution before it."""
+    needs_compiler()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    images = photographs(4, 16)
+    norm = model[1]
+    with torch.no_grad():
+        model[0].weight[:3] *= 1e-4  # almost constant: the bias
+        before = model[0](images)
+        norm.running_mean.copy_(before.mean((0, 2, 3)))
+        norm.running_var.copy_(before.var((0, 2, 3)))
+        norm.running_var[0] = 0.0
+        exact = copy.deepcopy(model).double()(images.double()).numpy()
+    with tempfile.TemporaryDirectory() as directory:
+        found = run_program(model, images, Path(directory), target)
+    assert np.abs(found - exact).max() <= 2 * np.abs(reference(model, images) - exact).max() + 1e-6
 
 
 @settings(COMPILED, max_examples=3)

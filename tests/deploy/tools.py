@@ -43,7 +43,7 @@ def photographs(count: int, size: int) -> Tensor:
     """scikit-learn's two photographs, the middle of each, then smaller parts; float32 `(count, 3, size, size)`."""
     from sklearn.datasets import load_sample_images
 
-    pictures = [torch.from_numpy(picture).permute(2, 0, 1) / 255 for picture in load_sample_images().images]
+    pictures = [torch.tensor(picture).permute(2, 0, 1) / 255 for picture in load_sample_images().images]
     parts = []
     for i in range(count):
         picture, side = pictures[i % 2], 420 - 60 * (i // 2)

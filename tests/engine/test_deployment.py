@@ -47,7 +47,7 @@ def test_accuracy_stands_beside_latency_and_size() -> None:
     assert "| 400 (ONNX Runtime) | 5.00 |" in text
     data = deployment.picture_data(evidence)
     assert data is not None
-    assert [point["top1"] for point in data["lines"]["resnet20 on digits, fp32"]] == [98.0, 97.0]
+    assert [point["top1"] for point in data["panels"]["resnet20 on digits"]["fp32 weights"]] == [98.0, 97.0]
     left, right = drawing.draw(data).axes
     assert left.get_xlabel() == "us per image, one core"
     assert sorted(right.lines[0].get_xdata()) == [1.0, 1.0]
@@ -58,13 +58,13 @@ def test_files_stand_beside_their_bound_and_outputs_beside_pytorch() -> None:
     files = [{"model": "resnet20", "sparsity": 0.9, "values": "fp32", **sizes}]
     common = {"model": "resnet20", "sparsity": 0.9, "images": 8}
     outputs = [
-        {**common, "target": "avx512", "flags": ["-mavx2"], "emulator": "", "difference": 3e-7},
-        {**common, "target": "neon", "flags": [], "emulator": "qemu-aarch64", "difference": 2e-6},
+        {**common, "target": "avx512", "executed": "Bochs", "difference": 3e-7},
+        {**common, "target": "neon", "executed": "QEMU", "difference": 2e-6},
     ]
     text = deployment.markdown({"parts": {"files": {"rows": files}, "outputs": {"rows": outputs}}})
     assert "| 4.0 | 0 | 1.060 |" in text
     assert "| resnet20 | 90 % | 8 | 3.0e-07 | 2.0e-06 |" in text
-    assert "cut in two" in text
+    assert "Executed: avx512 on Bochs; neon on QEMU." in text
 
 
 def test_without_accuracy_there_is_no_picture() -> None:
