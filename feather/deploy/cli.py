@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from feather.deploy.errors import DeployError
 
@@ -31,18 +31,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DeployError as error:
         print(f"feather: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # reading names its file itself
+        reason = error.strerror or type(error).__name__
+        print(f"feather: {error.filename} cannot be written ({reason}): name another with -o", file=sys.stderr)
+        return 2
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"feather: {message}; {self.prog} --help lists what is right\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("feather", description="Trained sparse networks as C and as small files.")
+    parser = _Parser("feather", description="Trained sparse networks as C and as small files.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     compiling = commands.add_parser("compile", help="C code and a library of a trained network")
     _model_arguments(compiling)
     _c_arguments(compiling)
     compiling.add_argument("-o", "--output", type=Path, default=Path("."), help="directory (default: .)")
-    compiling.add_argument("--threads", type=int, default=1, help="OpenMP threads of the library (default: 1)")
+    compiling.add_argument("--threads", type=_count, default=1, help="OpenMP threads of the library (default: 1)")
     compiling.add_argument("--no-library", action="store_true", help="write the C file and its header alone")
     compiling.add_argument("--labels", type=Path, help="wasm: text file with the name of a class in each line")
     compiling.add_argument("--cc", help="C compiler (default: $CC, else cc, gcc or clang)")
@@ -60,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     classifying.add_argument("library", type=Path, help="what feather compile built (.so)")
     classifying.add_argument("images", type=Path, nargs="+", help="image files of any format that Pillow reads")
     classifying.add_argument("--labels", type=Path, help="text file with the name of a class in each line")
-    classifying.add_argument("--top", type=int, default=5, help="classes to show (default: 5)")
+    classifying.add_argument("--top", type=_count, default=5, help="classes to show (default: 5)")
     classifying.set_defaults(run=_classify)
     return parser
 
@@ -68,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="MODEL", type=Path, help="run directory, file of weights, or .pt2 program")
     parser.add_argument("--model", help="network, such as resnet20 (default: the run's)")
-    parser.add_argument("--num-classes", type=int, help="classes of the network (default: the data set's)")
+    parser.add_argument("--num-classes", type=_count, help="classes of the network (default: the data set's)")
     parser.add_argument("--shape", type=_shape, help="of one input, such as 3,32,32 (default: the data set's)")
     parser.add_argument(
         "--option", action="append", default=[], type=_option, metavar="KEY=VALUE", help="of the network, as width=16"
@@ -79,13 +90,19 @@ def _c_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="prefix of the C functions (default: the network's name)")
     parser.add_argument("--target", default="native", help="native, avx512, avx2, neon, wasm or c (default: native)")
     parser.add_argument("--weights", choices=("fp32", "int8"), default="fp32", help="of the C code (default: fp32)")
-    parser.add_argument("--batch", type=int, default=1, help="images per call (default: 1)")
+    parser.add_argument("--batch", type=_count, default=1, help="images per call (default: 1)")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count: expected at least 1")
+    return int(text)
 
 
 def _shape(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
+        return tuple(_count(part) for part in text.split(","))
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is no shape: expected numbers such as 3,32,32") from None
 
 
@@ -223,7 +240,8 @@ def _classify(options: argparse.Namespace) -> None:
         try:
             image = Image.open(path).convert("RGB" if channels == 3 else "L")
         except OSError as error:
-            raise DeployError(f"{path} is no readable image ({error})") from None
+            reason = error.strerror or "of no format that Pillow knows"
+            raise DeployError(f"{path} is no readable image ({reason})") from None
         factor = max(height / image.height, width / image.width)
         size = (max(width, round(image.width * factor)), max(height, round(image.height * factor)))
         image = image.resize(size, Image.Resampling.BILINEAR)

@@ -123,7 +123,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         try:
             model.load_state_dict(sparse_file.load(path))
         except RuntimeError as error:
-            raise DeployError(f"{path} does not fit the model: {str(error).splitlines()[-1].strip()}") from None
+            raise DeployError(f"{path} does not fit the model: {str(error).splitlines()[-1].strip()[:200]}") from None
         return
     try:
         head = _laboratory("models").load_weights(model, path)

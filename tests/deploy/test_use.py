@@ -157,6 +157,34 @@ def test_module_and_entry_point_say_the_same(tmp_path: Path) -> None:
     assert "does not exist" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["compile", "RUN", "-o", "/proc/none", "--no-library"], "/proc/none cannot be written"),
+        (["export", "RUN", "--format", "bitmask", "-o", "/proc/none/file"], "/proc/none cannot be written"),
+        (["export", "RUN", "--format", "c", "--target", "c", "-o", "a-b.c"], "a-b.c is not a_b.c"),
+        (["export", "RUN", "--format", "tflite"], "invalid choice: 'tflite'"),
+        (["compile", "RUN", "--batch", "0"], "'0' is no count: expected at least 1"),
+        (["compile", "RUN", "--shape", "3,x"], "'3,x' is no shape"),
+        (["compile", "RUN", "--option", "width"], "'width' is no option"),
+        (["compile", "RUN/model.safetensors"], "add --model, --num-classes and --shape"),
+        (["classify", "RUN/model.safetensors", "image.png"], "no library built by feather compile"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    run: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main([argument.replace("RUN", str(run)) for argument in arguments])
+    except SystemExit as stop:  # argparse
+        status = stop.code  # type: ignore[assignment]
+    error = capsys.readouterr().err
+    assert status == 2
+    assert error.startswith("feather: ")
+    assert error.count("\n") == 1
+    assert sentence in error
+
+
 class Reads(nn.Module):
     """One layer behind a function."""
 
