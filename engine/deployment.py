@@ -137,7 +137,7 @@ def _batches(part: dict[str, Any]) -> str:
     ]  # fmt: skip
     header = ["network", "runtime", "weights", "batch", "threads", "us per image"]
     return (
-        f"{_hardware(part)}, {part['hardware']['cpu_cores']} cores; one core for one thread.\n\n"
+        f"{_hardware(part)}, {part['cores']} cores, of which one thread gets one.\n\n"
         f"{markdown_rows(header, lines)}"
     )
 

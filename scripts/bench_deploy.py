@@ -166,7 +166,7 @@ def measure_batches() -> dict[str, Any]:
         _, files = prepared(name, 0.0)
         subject = open_subject(name, sparsity, ARGUMENTS.runs)
         rows += batches.measure(name, sparsity, subject, files["onnxruntime"], WORK / f"{name}-{sparsity:g}")
-    return {"rows": rows}
+    return {"rows": rows, "cores": os.cpu_count()}
 
 
 def files() -> dict[str, Any]:
