@@ -21,6 +21,7 @@ ALGORITHMS = ("auto", "sort", "counting")
 
 _CHUNK = 1 << 19  # elements; what is worked on stays in the cache
 _DEVIATIONS = 3.5  # of the sample's rank, on each side of the window: 1 in 2000 random samples misses it
+_STRIDE = 17  # one in so many weights is in the large sample
 _GUESS = 0.005  # relative: further off, the result is looked for anew
 _BLOCK = 8  # elements looked at together when those inside the window are gathered
 _SORT_BELOW = 1 << 22  # elements on a GPU: a sort of few needs fewer kernels, of many too much memory
@@ -108,35 +109,44 @@ def _in_window(
 
     Extra memory: a few chunks and at most an eighth of the weights.
     """
-    integer = _integer(dtype)
     size = sum(w.numel() for w in flat)
-    radius = (highest - lowest + 1) // 2
-    centre = lowest + radius
-    largest = torch.iinfo(integer).max
-    capacity = -(-min(_CHUNK, size) // _BLOCK) * _BLOCK
-    buffer = torch.empty(capacity, dtype=dtype)
-    work = torch.empty(capacity, dtype=integer)
+    buffer, scratch = (torch.empty(min(_CHUNK, size) + _BLOCK, dtype=_integer(dtype)) for _ in range(2))
     below, inside, gathered = 0, [], 0
-    for count in _fill(flat, dtype, buffer):
-        used = -(-count // _BLOCK) * _BLOCK
-        bits, scratch = buffer.view(integer)[:used], work[:used]
-        bits[count:] = largest
-        # clamped to two neighbouring values, the sum counts the larger one; it may wrap around
-        clamped = torch.clamp(bits, lowest - 1, lowest, out=scratch).sum(dtype=integer)
-        below += (used * lowest - int(clamped)) % (1 << torch.iinfo(integer).bits)
-        distance = torch.sub(bits, centre, out=scratch).abs_().view(_BLOCK, -1)
-        near = (distance.amin(0) <= radius).nonzero().view(-1)
-        blocks = torch.cat([row.index_select(0, near) for row in bits.view(_BLOCK, -1)])
-        inside.append(blocks[(blocks - centre).abs_() <= radius])
-        gathered += inside[-1].numel()
+    for count in _fill(flat, dtype, buffer.view(dtype)[:-_BLOCK]):
+        smaller, found = _partition(buffer, count, lowest, highest, scratch)
+        below += smaller
+        inside.append(found)
+        gathered += found.numel()
         if gathered > max(size // 8, _CHUNK):  # many equal magnitudes
             return None
     candidates = torch.cat(inside)
     first, second = (rank - below for rank in ranks)
     if first < 0 or second >= candidates.numel():
         return None
-    lower, upper = (candidates.kthvalue(position + 1).values for position in (first, second))
+    lower = candidates.kthvalue(first + 1).values
+    if int((candidates <= lower).count_nonzero()) > second:
+        return lower.view(dtype), lower.view(dtype)
+    upper = torch.where(candidates > lower, candidates, torch.iinfo(candidates.dtype).max).amin()
     return lower.view(dtype), upper.view(dtype)
+
+
+def _partition(bits: Tensor, count: int, lowest: int, highest: int, scratch: Tensor) -> tuple[int, Tensor]:
+    """How many of the first ``count`` bit patterns lie below the window, and those inside it.
+
+    Overwrites ``bits``, which is at least ``_BLOCK`` longer, and ``scratch`` of its size.
+    """
+    used = -(-count // _BLOCK) * _BLOCK
+    bits, scratch = bits[:used], scratch[:used]
+    bits[count:] = torch.iinfo(bits.dtype).max
+    # with a wrap-around: what lies below the window becomes positive, and of the rest the smallest lie inside
+    smallest = torch.iinfo(bits.dtype).min
+    bits.sub_(lowest + smallest)
+    limit = highest - lowest + smallest
+    below = used + int(torch.clamp(bits, -1, 0, out=scratch).sum(dtype=bits.dtype))
+    rows = bits.view(_BLOCK, -1)
+    near = (rows.amin(0) <= limit).nonzero().view(-1)
+    blocks = torch.cat([row.index_select(0, near) for row in rows])
+    return below, blocks[blocks <= limit].add_(lowest + smallest)
 
 
 def _around(guess: Tensor) -> tuple[int, int]:
@@ -147,17 +157,35 @@ def _around(guess: Tensor) -> tuple[int, int]:
 
 
 def _sampled(flat: Sequence[Tensor], dtype: torch.dtype, fraction: float) -> tuple[int, int]:
-    """Bit patterns that most likely enclose the magnitude at the relative rank ``fraction``, from n^(2/3) samples."""
-    integer = _integer(dtype)
-    size = sum(w.numel() for w in flat)
-    stride = round(size ** (1 / 3)) | 1  # odd: channels come in even numbers, and all of them are to be met
-    sample = torch.cat([w[::stride].to(dtype) for w in flat]).abs_().view(integer)
-    count = sample.numel()
+    """Bit patterns that most likely enclose the magnitude at the relative rank ``fraction``.
+
+    One in n^(1/3) weights places a window; one in ``_STRIDE``, of which only what lies inside is looked at, narrows it.
+    """
+    stride = round(sum(w.numel() for w in flat) ** (1 / 3)) | 1  # odd: channels come in even numbers; all are to be met
+    small = _every(stride, flat, dtype)
+    lowest, highest = _narrowed(0, torch.iinfo(small.dtype).max, small, 0, small.numel(), fraction)
+    if stride < 2 * _STRIDE:
+        return lowest, highest
+    large = _every(_STRIDE, flat, dtype, spare=_BLOCK)
+    count = large.numel() - _BLOCK
+    below, inside = _partition(large, count, lowest, highest, torch.empty_like(large))
+    return _narrowed(lowest, highest, inside, below, count, fraction)
+
+
+def _every(stride: int, flat: Sequence[Tensor], dtype: torch.dtype, spare: int = 0) -> Tensor:
+    """Bit patterns of one in ``stride`` magnitudes, and room for ``spare`` more."""
+    pieces = [w[::stride].to(dtype) for w in flat]
+    return torch.cat([*pieces, pieces[0].new_zeros(spare)]).abs_().view(_integer(dtype))
+
+
+def _narrowed(lowest: int, highest: int, inside: Tensor, below: int, count: int, fraction: float) -> tuple[int, int]:
+    """The window as far as ``count`` samples narrow it, of which ``below`` lie below it and ``inside`` in it."""
     spread = _DEVIATIONS * math.sqrt(count * fraction * (1 - fraction)) + 2
-    first, last = math.floor(count * fraction - spread), math.ceil(count * fraction + spread)
-    lowest = int(sample.kthvalue(first).values) if first >= 1 else 0
-    highest = int(sample.kthvalue(last).values) if last <= count else torch.iinfo(integer).max
-    return lowest, highest
+    first, last = math.floor(count * fraction - spread) - below, math.ceil(count * fraction + spread) - below
+    return (
+        int(inside.kthvalue(first).values) if 1 <= first <= inside.numel() else lowest,
+        int(inside.kthvalue(last).values) if 1 <= last <= inside.numel() else highest,
+    )
 
 
 def _fill(flat: Sequence[Tensor], dtype: torch.dtype, buffer: Tensor) -> Iterator[int]:
