@@ -54,7 +54,7 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
     import feather
     from engine.checkpoint import atomic_write, fitting, load_checkpoint, load_parts, save_checkpoint
     from engine.data import create_data
-    from engine.distributed import all_reduce_sum, barrier, broadcast_object, gather_objects, main_first
+    from engine.distributed import all_reduce_sum, barrier, broadcast_object, gather_objects, main_first, meet_at
     from engine.errors import user_errors
     from engine.evaluate import evaluate
     from engine.interruption import EXIT_UNFINISHED, Interruption
@@ -135,7 +135,9 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
     began = time.monotonic()
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # of the epoch: loss and images
     loaded = load_checkpoint(run.path, map_location=device)
-    barrier()  # reading sweeps half-written files away: nobody may write meanwhile
+    meet_at(
+        loaded[0]["step"] if loaded else 0, run.path
+    )  # reading sweeps half-written files away: no writing meanwhile
     if loaded is not None:
         state, path = loaded
         with fitting(path):

@@ -145,3 +145,18 @@ def main_first(ranks: Ranks) -> Iterator[None]:
     finally:
         if ranks.is_main:
             broadcast_object(done)
+
+
+def meet_at(step: int, directory: object) -> None:
+    """Wait for every process, and refuse to go on where their checkpoints differ: machines that share no directory.
+
+    Raises:
+        ConfigError: in every process, where ``step`` differs between them.
+    """
+    steps = gather_objects(step)
+    other = next((rank for rank, found in enumerate(steps) if found != steps[0]), None)
+    if other is not None:
+        raise ConfigError(
+            f"Process 0 found a checkpoint of step {steps[0]} in {directory} and process {other} one of step "
+            f"{steps[other]}: put run_dir on storage that all machines share, or copy the newest checkpoint to each."
+        )

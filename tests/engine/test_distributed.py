@@ -19,7 +19,12 @@ for _ in range(2):  # twice in one process, as the jobs of a sweep
         total = distributed.all_reduce_sum(torch.tensor([ranks.rank + 1.0, 10.0]))
         word = distributed.broadcast_object({"from": ranks.rank})
         distributed.barrier()
-        results.append([ranks.rank, ranks.world_size, ranks.is_main, str(ranks.device), total.tolist(), word])
+        distributed.meet_at(4, "run")
+        try:
+            distributed.meet_at(4 * ranks.rank, "run")
+        except distributed.ConfigError as error:
+            told = str(error)
+        results.append([told, ranks.rank, ranks.world_size, ranks.is_main, str(ranks.device), total.tolist(), word])
     assert not torch.distributed.is_initialized()
 open(os.path.join(sys.argv[1], os.environ["RANK"]), "w").write(json.dumps(results))
 """
@@ -39,7 +44,11 @@ def test_two_processes_agree(tmp_path: Path) -> None:
     ]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
     for rank in range(2):
-        expected = [rank, 2, rank == 0, "cpu", [3.0, 20.0], {"from": 0}]
+        told = (
+            "Process 0 found a checkpoint of step 0 in run and process 1 one of step 4: put run_dir on storage "
+            "that all machines share, or copy the newest checkpoint to each."
+        )
+        expected = [told, rank, 2, rank == 0, "cpu", [3.0, 20.0], {"from": 0}]
         assert json.loads((tmp_path / str(rank)).read_text()) == [expected, expected]
 
 

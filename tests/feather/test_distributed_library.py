@@ -1,6 +1,7 @@
 """Two processes on gloo: thresholds and weights stay equal without any communication of ours."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -67,6 +68,29 @@ def refusal_of_a_pruned_start_before_ddp(rank):
     return "accepted"
 
 
+def traffic(rank, method):
+    """Every collective of some training steps, with the shapes that it moves."""
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapped = DistributedDataParallel(model)
+    feather.create(method, wrapped, optimizer, sparsity=0.9 if method != "dense" else 0.0, total_steps=STEPS)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        loop(wrapped, optimizer, [(x.chunk(2)[rank], y.chunk(2)[rank]) for x, y in make_batches(STEPS)])
+    return sorted(str((e.name, e.input_shapes)) for e in profile.events() if e.name.startswith(("gloo:", "c10d::")))
+
+
+def refusal_of_sharded_weights():
+    from torch.distributed.fsdp import fully_shard
+
+    model = fully_shard(make_model(), mesh=dist.init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    try:
+        feather.create("feather", model, optimizer, sparsity=0.9, total_steps=4)
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
 def worker(rank, directory):
     torch.set_num_threads(1)
     store = dist.FileStore(f"{directory}/rendezvous", 2)
@@ -74,6 +98,8 @@ def worker(rank, directory):
     results = {case: train(rank, *case) for case in CASES}
     results["load"] = load_into_wrapped(rank)
     results["refusal"] = refusal_of_a_pruned_start_before_ddp(rank)
+    results["traffic"] = {method: traffic(rank, method) for method in ("dense", "feather")}
+    results["sharded"] = refusal_of_sharded_weights()
     torch.save(results, f"{directory}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -128,15 +154,12 @@ def test_data_parallel_and_nested_wrappers_train_the_inner_model():
     assert [layer.name for layer in sparsifier.finalize().layers] == NAMES
 
 
-def test_sharded_weights_are_refused(tmp_path):
-    from torch.distributed.fsdp import fully_shard
+def test_thresholds_are_equal_without_any_traffic_beyond_that_of_dense_training(ranks):
+    for rank in ranks:
+        assert len(rank["traffic"]["dense"]) >= STEPS
+        assert rank["traffic"]["feather"] == rank["traffic"]["dense"]
 
-    store = dist.FileStore(str(tmp_path / "rendezvous"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        model = fully_shard(make_model(), mesh=dist.init_device_mesh("cpu", (1,)))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with pytest.raises(ValueError, match="is sharded over processes .* use DistributedDataParallel"):
-            feather.create("feather", model, optimizer, sparsity=0.9, total_steps=4)
-    finally:
-        dist.destroy_process_group()
+
+def test_sharded_weights_are_refused_in_every_process(ranks):
+    for rank in ranks:
+        assert re.fullmatch("The weight .* is sharded over processes .* use DistributedDataParallel.*", rank["sharded"])
