@@ -10,6 +10,12 @@ from engine.picture import Data
 from engine.tables import markdown_rows, percent
 
 NETWORKS = ("resnet20", "mobilenet_v1", "densenet40_24", "resnet50")
+GOALS = (
+    ("resnet20", 0.99, 10.0), ("resnet20", 0.95, 3.5), ("resnet20", 0.9, 2.2), ("mobilenet_v1", 0.99, 4.0),
+    ("densenet40_24", 0.99, 4.0), ("resnet50", 0.99, 4.0), ("resnet50", 0.95, 2.0),
+    *((name, 0.8, 1 / 1.1) for name in NETWORKS),
+)  # fmt: skip
+"""Speed over the fastest dense runtime, at least, on one core with AVX-512."""
 NAMES = {
     "torch": "PyTorch eager",
     "torch_compiled": "PyTorch compiled",
@@ -30,6 +36,7 @@ def markdown(evidence: dict[str, Any]) -> str:
         "Batch 1, fp32, one thread pinned to one core; times are medians of interleaved runs. What the columns mean "
         "and how to repeat it: [docs/deployment.md](../../docs/deployment.md); [evidence](../benchmarks/deploy.json).",
     ]
+    blocks += ["## Goals", _goals(parts)]
     for name in NETWORKS:
         blocks += [f"## {name}", _latency(parts[name]) if name in parts else tables.NOT_RUN]
     for title, part, make in (
@@ -50,10 +57,32 @@ def _hardware(part: dict[str, Any]) -> str:
     return f"{part['hardware']['cpu']}; {versions}; commit {part['git_commit'][:10]}"
 
 
+def _fastest_dense(part: dict[str, Any]) -> dict[str, Any]:
+    dense = [row for row in part["rows"] if row["runtime"] != "feather" and row["sparsity"] == 0]
+    found: dict[str, Any] = min(dense, key=lambda row: row["microseconds"])
+    return found
+
+
+def _goals(parts: dict[str, Any]) -> str:
+    lines = []
+    for name, sparsity, goal in GOALS:
+        speeds = {}
+        for row in parts.get(name, {"rows": []})["rows"]:
+            if row["runtime"] == "feather" and row["sparsity"] == sparsity:
+                speed = _fastest_dense(parts[name])["microseconds"] / row["microseconds"]
+                speeds[row["target"]] = f"{speed:.2f}"
+        measured = [speeds.get(target, "not measured") for target in ("avx512", "avx2")]
+        lines.append([name, percent(sparsity), f"{goal:.2f}", *measured])
+    header = ["network", "weights", "goal on AVX-512", "on AVX-512", "on AVX2"]
+    return (
+        "Speed over the fastest dense runtime on one core, batch 1. The goals are for a core with AVX-512; `make "
+        f"bench-deploy` on such a machine fills its column.\n\n{markdown_rows(header, lines)}"
+    )
+
+
 def _latency(part: dict[str, Any]) -> str:
     rows = part["rows"]
-    dense = [row for row in rows if row["runtime"] != "feather" and row["sparsity"] == 0]
-    fastest = min(dense, key=lambda row: row["microseconds"])
+    fastest = _fastest_dense(part)
     lines = []
     for row in rows:
         ours = row["runtime"] == "feather"
@@ -136,10 +165,7 @@ def _batches(part: dict[str, Any]) -> str:
         for row in part["rows"]
     ]  # fmt: skip
     header = ["network", "runtime", "weights", "batch", "threads", "us per image"]
-    return (
-        f"{_hardware(part)}, {part['cores']} cores, of which one thread gets one.\n\n"
-        f"{markdown_rows(header, lines)}"
-    )
+    return f"{_hardware(part)}, {part['cores']} cores, of which one thread gets one.\n\n{markdown_rows(header, lines)}"
 
 
 def _files(part: dict[str, Any]) -> str:

@@ -30,6 +30,8 @@ def test_speed_is_over_the_fastest_dense_runtime() -> None:
     rows += [row("feather", 0.0, 400), row("feather", 0.99, 50)]
     part = {**SURROUNDINGS, "rows": rows, "missing": {"litert/0": "ImportError: none"}, "rounds": 7}
     text = deployment.markdown({"parts": {"resnet20": part}})
+    assert "| resnet20 | 99 % | 10.00 | not measured | 6.00 |" in text
+    assert "| resnet20 | 95 % | 3.50 | not measured | not measured |" in text
     table = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     speeds = {(cells[0].strip(), cells[1].strip()): cells[4].strip() for cells in table}
     assert speeds["ONNX Runtime", "dense"] == "1.00"
