@@ -44,6 +44,8 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """What the interval says, in words."""
+        if self.cell.off_target:
+            return "reached another sparsity: cannot be compared"
         if self.interval is None:
             return f"n = {self.n}: too few seeds to tell" if self.n else "no common seed: cannot be paired"
         low, high = self.interval

@@ -11,7 +11,7 @@ from engine.grid import Experiment, NotRun
 from engine.plan import framework_defaults
 from engine.results import Cell
 from engine.settings import Setting, comparable, method_name, network_title, row_names, text_of
-from engine.tables import markdown_rows, mean_std, percent
+from engine.tables import markdown_rows, percent
 
 
 def results_page(
@@ -142,7 +142,7 @@ def _departures(cell: Cell) -> tuple[bool, int]:
 def _value(cell: Cell | NotRun | None) -> str:
     if cell is None:
         return ""
-    return mean_std(cell.statistic("final_top1")) if isinstance(cell, Cell) else tables.NOT_RUN
+    return tables.accuracy(cell) if isinstance(cell, Cell) else tables.NOT_RUN
 
 
 def _benchmark(page: str) -> str:

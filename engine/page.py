@@ -122,6 +122,7 @@ def _cell(experiment: Experiment, cell: Cell | NotRun, row: str, link: Link) -> 
         "best": _hundredths(best.mean),
         "bestStd": _hundredths(best.std),
         "achieved": cell.statistic("achieved_sparsity").mean,
+        "offTarget": cell.off_target,
         "nonzeros": cell.values("nonzeros"),
         "flops": _round(cell.statistic("flops").mean),
         "denseFlops": _round(cell.statistic("dense_flops").mean),

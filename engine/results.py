@@ -272,6 +272,11 @@ class Cell:
         known = [value for value in values if value is not None]
         return Statistic.of(known) if known else None
 
+    @property
+    def off_target(self) -> bool:
+        """Whether more or fewer weights are left than were asked for, by 5 %: some methods learn how many."""
+        return abs(self.statistic("achieved_sparsity").mean - self.sparsity) > 0.05 * (1 - self.sparsity)
+
     def values(self, key: str) -> list[Any]:
         """The different values of ``key``, sorted."""
         return sorted({run.result[key] for run in self.runs})

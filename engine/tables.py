@@ -41,6 +41,12 @@ def mean_std(statistic: Statistic) -> str:
     return f"{statistic.mean:.2f}{deviation} ({statistic.n})"
 
 
+def accuracy(cell: Cell) -> str:
+    """After the last epoch, and at which sparsity where that is not the one asked for: "38.74 (1) at 92.15 %"."""
+    reached = round(cell.statistic("achieved_sparsity").mean, 4)
+    return mean_std(cell.statistic("final_top1")) + (f" at {percent(reached)}" if cell.off_target else "")
+
+
 def span(values: Sequence[int]) -> str:
     """Smallest to largest of some counts, or the one that they share."""
     low, high = min(values), max(values)
@@ -131,9 +137,7 @@ def summary(cells: Iterable[Cell | NotRun], names: dict[Setting, str]) -> str:
     """Rows of settings by columns of sparsities; "-" where a combination is neither run nor declared."""
     cells = list(cells)
     sparsities = sorted({cell.sparsity for cell in cells})
-    found = {
-        (c.setting, c.sparsity): mean_std(c.statistic("final_top1")) if isinstance(c, Cell) else NOT_RUN for c in cells
-    }
+    found = {(c.setting, c.sparsity): accuracy(c) if isinstance(c, Cell) else NOT_RUN for c in cells}
     header = ["", *("dense" if s == 0 else percent(s) for s in sparsities)]
     settings = dict.fromkeys(cell.setting for cell in cells)
     return markdown_rows(header, ([names[s], *(found.get((s, x), "-") for x in sparsities)] for s in settings))
@@ -178,7 +182,7 @@ def _beside_published(cells: list[Cell | NotRun], names: dict[Setting, str], lin
             [
                 names[cell.setting] if cell else figure.name if figure else "",
                 "dense" if shown.sparsity == 0 else percent(shown.sparsity),
-                mean_std(cell.statistic("final_top1")) if isinstance(cell, Cell) else NOT_RUN,
+                accuracy(cell) if isinstance(cell, Cell) else NOT_RUN,
                 _published_top1(figure) if figure else absent,
                 "-" if gap is None else points(gap),
                 figure.source if figure else "-",

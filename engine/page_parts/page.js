@@ -194,8 +194,9 @@
 
   const groupBy = (cells, key) => cells.reduce((groups, cell) => groups.set(key(cell), [...(groups.get(key(cell)) || []), cell]), new Map());
   const titleFor = (cell) => `${titleOf.get(cell.experiment)}: ${cell.title}`;
+  const reached = (cell) => (cell.offTarget ? ` at ${percent(+cell.achieved.toFixed(4))}` : "");
   const describe = (cell) => [
-    `${cell.row}, ${sparsityName(cell.sparsity)}`, `top-1 ${spread(cell.mean, cell.std)} %, n = ${cell.n}`,
+    `${cell.row}, ${sparsityName(cell.sparsity)}`, `top-1 ${spread(cell.mean, cell.std)} %${reached(cell)}, n = ${cell.n}`,
     `${cell.nonzeros[0].toLocaleString("en")} weights left, ${millions(cell.flops)} FLOPs`, ...(cell.note ? [cell.note] : []),
   ];
   const pointOf = (cell, x) => ({ x, y: cell.mean, std: cell.std, lines: describe(cell), links: cell.evidence, attributes: { "data-row": cell.row, "data-sparsity": cell.sparsity, "data-mean": cell.mean, "data-n": cell.n } });
@@ -299,7 +300,7 @@
   const CELLS = [
     ["Method", (c) => word(c.row)],
     ["Sparsity", (c) => number(c.sparsity, sparsityName(c.sparsity))],
-    ["Top-1 (%)", (c) => (c.n ? number(c.mean, spread(c.mean, c.std)) : none("not run"))],
+    ["Top-1 (%)", (c) => (c.n ? number(c.mean, spread(c.mean, c.std) + reached(c)) : none("not run"))],
     ["n", (c) => number(c.n, String(c.n))],
     ["Published (%)", (c) => (c.published.length ? number(c.published[0].top1, c.published.map((f) => f.top1.toFixed(2)).join(", ")) : none(c.unknown ? "unknown" : "none"))],
     ["Difference", (c) => (c.n && c.published.length ? number(c.mean - c.published[0].top1, c.published.map((f) => signed(c.mean - f.top1)).join(", ")) : none("-"))],

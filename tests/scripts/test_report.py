@@ -155,6 +155,21 @@ def test_runs_of_different_labels_stand_in_tables_and_figures_of_their_own(tmp_p
     assert {"short_proxy_curve", "short_proxy_bf16_layers", "short_proxy_fp32_layers"} <= stems
 
 
+def test_a_method_that_missed_the_target_says_what_it_reached_and_is_not_compared(tmp_path):
+    runs = tmp_path / "results/runs"
+    for method, top1, left in (("feather", 60.0, 20), ("str", 70.0, 79)):
+        layers = [{"name": "conv", "size": 1000, "zeros": 1000 - left}]
+        kept = {"layers": layers, "prunable": 1000, "nonzeros": left, "achieved_sparsity": 1 - left / 1000}
+        for seed in range(3):
+            write_run(runs, method=method, sparsity=0.98, seed=seed, top1=top1 + seed, **kept)
+    assert run_report(tmp_path) == 0
+    table = (tmp_path / "results/tables/table.md").read_text()
+    assert "| str | 71.00 ± 1.00 (3) at 92.1 % |" in table
+    assert "| feather | 61.00 ± 1.00 (3) |" in table
+    assert "reached another sparsity: cannot be compared" in table
+    assert "better than Feather" not in table
+
+
 def test_theta_rule_is_one_row_with_the_value_used_in_each_cell(tmp_path):
     write_run(tmp_path, sparsity=0.9)
     write_run(tmp_path, sparsity=0.98)
