@@ -100,6 +100,17 @@ def broadcast_object(value: T) -> T:
     return values[0]
 
 
+def share_buffers(model: torch.nn.Module) -> None:
+    """Give every process the main process's buffers, which are those that are saved.
+
+    DistributedDataParallel does so before a forward pass alone: after the last step of an epoch each process still has
+    BatchNorm statistics of its own.
+    """
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def barrier() -> None:
     """Wait until every process has come here."""
     if dist.is_initialized():

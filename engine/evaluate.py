@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.distributed import share_buffers
+
 Autocast = Callable[[], AbstractContextManager[Any]]
 Reduce = Callable[[Tensor], Tensor]
 
@@ -23,7 +25,8 @@ def evaluate(
 ) -> tuple[float, float]:
     """Mean cross entropy and top-1 accuracy in percent, with a single wait for the device.
 
-    The model runs in eval mode without gradients; each module's mode is put back afterwards.
+    The model runs in eval mode without gradients; each module's mode is put back afterwards. Several processes evaluate
+    the main one's buffers.
 
     Args:
         model: maps images (N, ...) to logits (N, classes), in any memory format.
@@ -37,6 +40,8 @@ def evaluate(
     """
     modes = [(module, module.training) for module in model.modules()]
     sums: Tensor | None = None
+    if reduce is not None:
+        share_buffers(model)
     model.eval()
     try:
         with torch.no_grad():

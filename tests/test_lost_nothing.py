@@ -21,9 +21,23 @@ import engine.checkpoint
 import engine.records
 from engine.checkpoint import list_checkpoints
 from engine.config import ConfigError
+from engine.data import create_data
+from engine.evaluate import evaluate
 from engine.interruption import EXIT_UNFINISHED
 from engine.lock import NAME, hold, release
-from tests.train_helpers import ROOT, TINY, Command, command, outcome, read_metrics, start, two_processes
+from models import create_model
+from tests.train_helpers import (
+    ROOT,
+    TINY,
+    Command,
+    command,
+    outcome,
+    read_json,
+    read_metrics,
+    read_weights,
+    start,
+    two_processes,
+)
 
 LONG = pytest.mark.long
 RUN = (*TINY, "trainer.log_every=1", "run_dir=run")
@@ -298,6 +312,17 @@ def test_a_dead_process_ends_the_others_soon_and_the_job_goes_on(rank: str, tmp_
     (tmp_path / "whole").mkdir()
     assert [end.status for end in two_processes(*pair, cwd=tmp_path / "whole")] == [0, 0]
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole" / "run")
+    assert_the_saved_model_is_what_was_evaluated(tmp_path / "whole" / "run")
+
+
+def assert_the_saved_model_is_what_was_evaluated(run: Path) -> None:
+    """By one process, which has the main process's BatchNorm statistics alone."""
+    data = create_data("digits", root="", batch_size=361, seed=0, device="cpu", image_size=8)
+    model = create_model("resnet20", num_classes=10, width=4)
+    model.load_state_dict(read_weights(run))
+    result = read_json(run / "result.json")
+    loss, top1 = evaluate(model, data.eval.epoch(0))
+    assert (top1, loss) == (result["final_top1"], pytest.approx(result["final_loss"], rel=1e-5))
 
 
 @pytest.mark.parametrize("workers", [2, *(pytest.param(n, marks=LONG) for n in (1, 5))])
