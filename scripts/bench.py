@@ -4,8 +4,8 @@
     python scripts/bench.py --check         measure briefly, fail where a ratio is worse than the committed one
     python scripts/bench.py --table         make the table anew from the committed measurements; measure nothing
 
-Parts: selection, overhead, throughput, data, start, scaling. Ratios are the result: medians of pairs that alternate in
-one process. Exit status: 0 done; 1 a regression (each in one sentence); 2 wrong arguments.
+Parts: selection, overhead, throughput, data, start, scaling, reliability. Ratios are the result: of pairs that
+alternate, mostly in one process. Exit status: 0 done; 1 a regression (each in one sentence); 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-PARTS = ("selection", "overhead", "throughput", "data", "start", "scaling")
+PARTS = ("selection", "overhead", "throughput", "data", "start", "scaling", "reliability")
 OUT = ROOT / "results" / "benchmarks"
 
 
@@ -28,7 +28,7 @@ def measure(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one part."""
     import torch
 
-    from engine.benchmarks import data, overhead, scaling, selection, start, throughput
+    from engine.benchmarks import data, overhead, reliability, scaling, selection, start, throughput
 
     device = torch.device(options.device)
     quick = options.check
@@ -39,6 +39,7 @@ def measure(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         "data": lambda: data.measure(quick, device, options.photos),
         "start": lambda: start.measure(quick),
         "scaling": lambda: scaling.measure(quick, device),
+        "reliability": lambda: reliability.measure(quick, device),
     }
     return parts[part]()
 

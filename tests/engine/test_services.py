@@ -48,7 +48,7 @@ def start(directory: Path, **changes: Any) -> tracking.Tracker:
     return tracking.create_tracker("wandb", **(arguments | changes))
 
 
-@pytest.mark.parametrize("server", ["well", "away", "refusing", "hanging", "dying"], indirect=True)
+@pytest.mark.parametrize("server", ["well", "away", "slow", "refusing", "hanging", "dying"], indirect=True)
 def test_training_does_not_wait_and_the_whole_history_is_here(
     server: Server, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
