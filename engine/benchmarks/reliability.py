@@ -31,7 +31,7 @@ from models import create_model
 
 SERVERS = ("no tracker", "away", "slow", "refusing", "dying")
 TARGET = 1.01
-BATCH_SIZE = 64
+BATCH_SIZE = 32
 STEPS_A_RECORD = 5  # train.py: 50
 START_TURNS = 4  # in which W&B is imported and its process starts
 
@@ -66,7 +66,7 @@ class Training:
 
 def measure(quick: bool, device: torch.device) -> list[Row]:
     """One row for the guard, one for each of ``SERVERS``."""
-    turns = 2 if quick else 16
+    turns = 2 if quick else 12
     rows = [_guard(10 if quick else 60, device)]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         plain = Partner(device, None, folder)
