@@ -1,8 +1,9 @@
 """A configuration is data: it names values and choices, and can neither start code nor write elsewhere.
 
 Hydra itself offers ways to do that: callbacks, launchers and sweepers are made from a ``_target_``, logging handlers
-from a ``class``, variables of the environment are set and read. What is not a plugin of Hydra's is refused before
-anything is made of it. Nothing in this project instantiates from a configuration.
+from a ``class``, variables of the environment are set and read, and a search path ``pkg://NAME`` imports that package.
+What is not a plugin of Hydra's is refused before anything is made of it. Nothing in this project instantiates from a
+configuration.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigSource
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -50,6 +52,15 @@ def guard() -> None:
         return composed
 
     ConfigLoaderImpl.load_configuration = load_and_check  # type: ignore[method-assign]
+    open_source = ConfigSource.__init__
+
+    def open_trusted(self: ConfigSource, provider: str, path: str) -> None:
+        package = path.removeprefix("pkg://").replace("/", ".")
+        if path.startswith("pkg://") and package != "hydra.conf" and not package.startswith(_PLUGINS):
+            raise ConfigError(f"{path} is refused: a search path cannot name a package, which would be imported.")
+        open_source(self, provider, path)
+
+    ConfigSource.__init__ = open_trusted  # type: ignore[method-assign]
 
 
 def check(composed: Any) -> None:

@@ -30,6 +30,8 @@ hydra:
         ("hydra.output_subdir=elsewhere", "hydra.output_subdir cannot be changed"),
         ("experiment_name=../elsewhere", "experiment_name=../elsewhere is out of range"),
         ("experiment_name=/elsewhere", "experiment_name=/elsewhere is out of range"),
+        ("hydra.searchpath=[pkg://this]", "pkg://this is refused: a search path cannot name a package"),
+        ("--config-path=pkg://this", "pkg://this is refused: a search path cannot name a package"),
         ("label=${oc.env:HOME}", "Unsupported interpolation type oc.env"),
     ],
 )
@@ -38,6 +40,7 @@ def test_what_is_typed_starts_nothing(typed: str, told: str, tmp_path: Path) -> 
     assert ended.status == 1
     assert told in ended.err
     assert "Traceback" not in ended.err
+    assert "Zen of Python" not in ended.out  # what importing `this` prints
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".process")]
 
 
