@@ -31,9 +31,9 @@ from models import create_model
 
 SERVERS = ("well", "away", "slow", "refusing", "dying")
 TARGET = 1.01
-BATCH_SIZE = 32
+BATCH_SIZE = 16
 STEPS_A_RECORD = 5  # train.py: 50
-START_STEPS = 20  # in which W&B is imported and its process starts
+START_STEPS = 10  # in which W&B is imported and its process starts
 
 
 class Training:
@@ -66,8 +66,8 @@ class Training:
 
 def measure(quick: bool, device: torch.device) -> list[Row]:
     """One row for the guard, one for each of ``SERVERS``."""
-    steps = 10 if quick else 60
-    return [_guard(5 if quick else 40, device), *(_server(mode, steps, device) for mode in SERVERS)]
+    steps = 10 if quick else 40
+    return [_guard(5 if quick else 20, device), *(_server(mode, steps, device) for mode in SERVERS)]
 
 
 def _guard(count: int, device: torch.device) -> Row:
