@@ -286,6 +286,9 @@ def _draw_deployment(data: Data) -> Figure:
             ax.set_xscale("log")
             ax.margins(x=0.12, y=0.2)
             ax.set_title(title)
+            low, high = ax.get_ylim()
+            if high - low < 1:  # a few images of difference should not look like much
+                ax.set_ylim((low + high) / 2 - 0.5, (low + high) / 2 + 0.5)
         row[0].set_ylabel("top-1 of the C code (%)")
     for ax, text in zip(axes[-1], ("us per image, one core", "library, KiB"), strict=True):
         ax.set_xlabel(text)
