@@ -135,9 +135,8 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
     began = time.monotonic()
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # of the epoch: loss and images
     loaded = load_checkpoint(run.path, map_location=device)
-    meet_at(
-        loaded[0]["step"] if loaded else 0, run.path
-    )  # reading sweeps half-written files away: no writing meanwhile
+    # reading sweeps half-written files away: nobody may write meanwhile
+    meet_at(loaded[0]["step"] if loaded else 0, run.path)
     if loaded is not None:
         state, path = loaded
         with fitting(path):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from engine.allocation import keep_freed_memory
 from engine.config import ConfigError
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class Ranks:
 
 
 def init(device: str = "auto", timeout_minutes: float = 10.0) -> Ranks:
-    """Choose the device and, under ``torchrun``, join the process group (NCCL on CUDA, Gloo on the CPU).
+    """Prepare the process: choose the device; under ``torchrun``, join the group (NCCL on CUDA, Gloo on the CPU).
 
     Args:
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
@@ -53,6 +54,8 @@ def init(device: str = "auto", timeout_minutes: float = 10.0) -> Ranks:
     chosen = _choose_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    else:
+        keep_freed_memory()
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group(
             "nccl" if chosen.type == "cuda" else "gloo",

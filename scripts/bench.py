@@ -4,8 +4,8 @@
     python scripts/bench.py --check         measure briefly, fail where a ratio is worse than the committed one
     python scripts/bench.py --table         make the table anew from the committed measurements; measure nothing
 
-Parts: selection, overhead, throughput, data, start, scaling, reliability. Ratios are the result: of pairs that
-alternate, mostly in one process. Exit status: 0 done; 1 a regression (each in one sentence); 2 wrong arguments.
+Parts: selection, overhead, choices, throughput, data, start, scaling, reliability. Ratios are the result: of pairs
+that alternate, mostly in one process. Exit status: 0 done; 1 a regression (each in one sentence); 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-PARTS = ("selection", "overhead", "throughput", "data", "start", "scaling", "reliability")
+PARTS = ("selection", "overhead", "choices", "throughput", "data", "start", "scaling", "reliability")
 OUT = ROOT / "results" / "benchmarks"
 
 
@@ -28,13 +28,14 @@ def measure(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one part."""
     import torch
 
-    from engine.benchmarks import data, overhead, reliability, scaling, selection, start, throughput
+    from engine.benchmarks import choices, data, overhead, reliability, scaling, selection, start, throughput
 
     device = torch.device(options.device)
     quick = options.check
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "selection": lambda: selection.measure(quick, device),
         "overhead": lambda: overhead.measure(quick, device, options.models, options.pairs),
+        "choices": lambda: choices.measure(quick, device, options.models),
         "throughput": lambda: throughput.measure(quick, device, options.models),
         "data": lambda: data.measure(quick, device, options.photos),
         "start": lambda: start.measure(quick),
@@ -93,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"],
                         help="cpu: CPU seconds of one thread, for a machine that others use as well")  # fmt: skip
     parser.add_argument("--device", help="cpu or cuda; default: a GPU where there is one")
-    parser.add_argument("--models", nargs="+", default=[], help="of overhead and throughput; default all")
+    parser.add_argument("--models", nargs="+", default=[], help="of overhead, choices and throughput; default all")
     parser.add_argument("--pairs", type=int, default=3, help="of steps in each stage of overhead (default 3)")
     parser.add_argument("--photos", type=Path, help="folder of JPEGs for the photograph pipeline")
     parser.add_argument("--out", type=Path, default=OUT, help="default: results/benchmarks")

@@ -15,7 +15,9 @@ import torch
 from torch.nn import functional as F
 
 import feather
-from engine.benchmarks.base import Row, now, wait
+from engine.allocation import keep_freed_memory
+from engine.benchmarks.base import Row, median_ratio, medians, now, pairs, wait
+from engine.evaluate import evaluate
 from engine.precision import Precision, resolve_precision
 from models import create_model
 
@@ -74,14 +76,34 @@ def measure(quick: bool, device: torch.device, models: Sequence[str] = (), count
         models: names; all of ``TARGETS`` by default.
         count: pairs of steps in each stage.
     """
+    keep_freed_memory()  # as training does
     native = resolve_precision("auto", device).name == "bf16"
     precisions = ("fp32", "bf16") if native and not quick else ("fp32",)
     names = models or (list(TARGETS)[:1] if quick else list(TARGETS))
-    return [
+    return [_evaluation(names[0], resolve_precision("auto", device), 3 if quick else 9, device)] + [
         _row(name, resolve_precision(precision, device), 1 if quick else count, device)
         for name in names
         for precision in precisions
     ]
+
+
+def _evaluation(name: str, precision: Precision, count: int, device: torch.device) -> Row:
+    """Of a model in sparse training against a plain one: the sparse weights are in place, nothing is computed anew."""
+    plain, sparse = (Contender(name, sparsity, device, precision) for sparsity in (0.0, SPARSITY))
+    images = torch.randn(BATCH_SIZE, 3, 32, 32).to(device, memory_format=torch.channels_last)
+    labels = torch.randint(0, 100, (BATCH_SIZE,)).to(device)
+    sparse.sparsifier.step = sparse.sparsifier.total_steps // 2
+    sparse.step(images, labels)
+
+    def task(contender: Contender) -> Callable[[], object]:
+        return lambda: evaluate(contender.model, [(images, labels, BATCH_SIZE)] * 2, autocast=precision.autocast)
+
+    found = pairs(task(sparse), task(plain), count, device)
+    slow, fast = medians(found)
+    return {
+        "name": f"evaluation, {name}, sparse / plain", "ratio": median_ratio(found), "better": "lower", "target": 1.02,
+        "slack": 0.05, "model": name, "seconds": slow, "plain_seconds": fast,
+    }  # fmt: skip
 
 
 def _row(name: str, precision: Precision, pairs_per_stage: int, device: torch.device) -> Row:

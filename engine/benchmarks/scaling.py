@@ -1,4 +1,4 @@
-"""How the cost of a sparse step grows: with weights, layers and the size of images.
+"""How the cost of a sparse step grows: with weights, layers, the size of images and processes.
 
 Selection and operator at the target sparsity, per weight and relative to the smallest case: 1 is linear growth.
 """
@@ -6,23 +6,30 @@ Selection and operator at the target sparsity, per weight and relative to the sm
 from __future__ import annotations
 
 import statistics
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 import feather
-from engine.benchmarks.base import PeakMemory, Row, seconds
+from engine.allocation import keep_freed_memory
+from engine.benchmarks.base import PeakMemory, Row, medians, pairs, seconds
 from models import create_model
 
 WEIGHTS = {"1 M": 10**6, "10 M": 10**7, "100 M": 10**8, "1 B": 10**9}
 LAYERS = (1, 10, 100, 1000)
 IMAGE_SIZES = (16, 32, 64)
+PROCESSES = (1, 2)
+BATCH_SIZE = 64  # over all processes
 SPARSITY = 0.98
 
 
 def measure(quick: bool, device: torch.device) -> list[Row]:
-    """Rows of all three; ``quick`` leaves out what takes gigabytes."""
+    """Rows of all four; ``quick`` leaves out what takes gigabytes."""
     rows: list[Row] = []
     for label, size in WEIGHTS.items():
         if quick and size > 10**7:
@@ -32,7 +39,7 @@ def measure(quick: bool, device: torch.device) -> list[Row]:
     for layers in LAYERS:
         weights = list(torch.randn(4 * 10**6, device=device).chunk(layers))
         many += _cost(f"4 M weights in {layers} layers", weights, device, many[:2])
-    return rows + many + _image_sizes(device)
+    return rows + many + _image_sizes(device) + (_processes() if device.type == "cpu" else [])
 
 
 def _cost(what: str, weights: Sequence[torch.Tensor], device: torch.device, first: Sequence[Row]) -> list[Row]:
@@ -90,3 +97,48 @@ def _image_sizes(device: torch.device) -> list[Row]:
             "target": None, "ratio": 1 + extra / whole, "dense_seconds": whole, "extra_seconds": extra, "slack": 0.1,
         })  # fmt: skip
     return rows
+
+
+def _processes() -> list[Row]:
+    """A step over processes of one thread each that share the batch by DistributedDataParallel on this machine."""
+    times: dict[int, tuple[float, float]] = {}
+    for count in PROCESSES:
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(_train, (count, folder), nprocs=count)
+            times[count] = torch.load(Path(folder) / "times.pt")
+    return [
+        {
+            "name": f"scaling, sparse / dense step, ResNet-20, {count} processes, batch {BATCH_SIZE}",
+            "better": "lower", "target": None, "ratio": sparse / dense, "slack": 0.1, "dense_seconds": dense,
+            "sparse_seconds": sparse, "speedup": times[1][1] / sparse,
+        }
+        for count, (dense, sparse) in times.items()
+    ]  # fmt: skip
+
+
+def _train(rank: int, count: int, folder: str) -> None:
+    """One process: rank 0 writes the median seconds of a dense and a sparse step."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", count), rank=rank, world_size=count)
+    steps = []
+    for sparsity in (0.0, SPARSITY):
+        torch.manual_seed(0)
+        model = create_model("resnet20", num_classes=100).to(memory_format=torch.channels_last).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, foreach=True)
+        wrapped = DistributedDataParallel(model)
+        feather.create("feather" if sparsity else "dense", wrapped, optimizer, sparsity=sparsity, total_steps=10**6,
+                       schedule="one_shot")  # fmt: skip
+        images = torch.randn(BATCH_SIZE // count, 3, 32, 32).to(memory_format=torch.channels_last)
+        labels = torch.zeros(len(images), dtype=torch.long)
+
+        def step(wrapped=wrapped, optimizer=optimizer, images=images, labels=labels) -> None:  # type: ignore[no-untyped-def]
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(wrapped(images), labels).backward()
+            optimizer.step()
+
+        steps.append(step)
+    found = pairs(*steps, 5)
+    if rank == 0:
+        torch.save(medians(found), f"{folder}/times.pt")
+    dist.destroy_process_group()

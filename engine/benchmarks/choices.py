@@ -1,0 +1,75 @@
+"""What `auto` chooses against each alternative: layout, optimizer, compilation, memory that is kept.
+
+A ratio is the time of a dense training step with one choice changed over that with the choices of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn import functional as F
+
+from engine.allocation import keep_freed_memory, return_freed_memory
+from engine.benchmarks.base import Row, median_ratio, medians, seconds
+from engine.precision import resolve_precision
+from models import create_model
+
+NETWORKS = ("resnet20", "mobilenet_v1", "densenet40_24")
+ALTERNATIVES = ("NCHW", "fused optimizer", "compiled", "memory returned")
+BATCH_SIZE = 128
+
+
+def training_step(name: str, device: torch.device, alternative: str = "") -> Callable[[], None]:
+    """A dense training step of a network as train.py makes it, with one choice changed."""
+    torch.manual_seed(0)
+    layout = torch.contiguous_format if alternative == "NCHW" else torch.channels_last
+    model = create_model(name, num_classes=100).to(device, memory_format=layout).train()
+    precision = resolve_precision("auto", device, model)
+    fused = alternative == "fused optimizer"
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, foreach=not fused, fused=fused
+    )
+    network = torch.compile(model) if alternative == "compiled" else model
+    images = torch.randn(BATCH_SIZE, 3, 32, 32).to(device, memory_format=layout)
+    labels = torch.randint(0, 100, (BATCH_SIZE,)).to(device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with precision.autocast():
+            loss = F.cross_entropy(network(images).float(), labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
+        optimizer.step()
+
+    return step
+
+
+def measure(quick: bool, device: torch.device, models: Sequence[str] = ()) -> list[Row]:
+    """One row for each network and alternative; ``quick`` compiles nothing, which takes minutes."""
+    rows = []
+    for name in models or (NETWORKS[:1] if quick else NETWORKS):
+        chosen = training_step(name, device)
+        for alternative in ALTERNATIVES:
+            if quick and alternative == "compiled":
+                continue
+            other = training_step(name, device, alternative)
+            other()
+            found = []
+            for _ in range(2 if quick else 4):
+                times = []
+                for step, prepare in (
+                    (other, return_freed_memory if alternative == "memory returned" else keep_freed_memory),
+                    (chosen, keep_freed_memory),
+                ):
+                    prepare()
+                    if alternative == "memory returned":
+                        step()  # untimed: memory is then as the choice leaves it
+                    times.append(seconds(step, device))
+                found.append((times[0], times[1]))
+            slow, fast = medians(found)
+            rows.append({
+                "name": f"choices, {name}, {alternative} / as chosen", "ratio": median_ratio(found), "better": "higher",
+                "target": 0.97, "model": name, "alternative": alternative, "seconds": slow, "chosen_seconds": fast,
+            })  # fmt: skip
+    return rows
