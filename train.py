@@ -102,7 +102,7 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
         if cfg.model.weights is not None:
             new_head = load_weights(model, cfg.model.weights)
             say(f"Started from {cfg.model.weights}" + (f", with a new {', '.join(new_head)}." if new_head else "."))
-        layout, layout_reason = choose_layout(trainer.channels_last, device, model)
+        layout, layout_name = choose_layout(trainer.channels_last, device, model)
         model.to(device, memory_format=layout)
         data.lay_out(layout)
         precision = resolve_precision(trainer.precision, device, model)
@@ -113,11 +113,10 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
         sparsifier = feather.create(
             cfg.method.name, model, optimizer, sparsity=cfg.sparsity, total_steps=total_steps, p=cfg.method.p,
             theta=cfg.method.theta, framework=cfg.framework.name, framework_options=cfg.framework.options,
-            schedule=cfg.sparsity_schedule.name,
-            start_step=int(cfg.sparsity_schedule.start_fraction * total_steps),
+            schedule=cfg.sparsity_schedule.name, start_step=int(cfg.sparsity_schedule.start_fraction * total_steps),
             end_step=int(cfg.sparsity_schedule.end_fraction * total_steps),
-            include=cfg.method.include, exclude=cfg.method.exclude, modifier=cfg.modifier,
-            modifier_options=cfg.modifier_options,
+            modifier=cfg.modifier, modifier_options=cfg.modifier_options, include=cfg.method.include,
+            exclude=cfg.method.exclude,
         )  # fmt: skip
     if ranks.rank:  # dropout and the like draw differently in every process
         seed_everything((cfg.seed + 7919 * ranks.rank) % 2**32)
@@ -154,8 +153,8 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
         **labels(cfg, run),
     )  # fmt: skip
     say(f"{run.path}\n  {data.train.num_samples} training images, {steps_per_epoch} steps an epoch, {total_steps} in "
-        f"all; {precision.reason}; {layout_reason and layout_reason + '; '}{ranks.world_size} x {device}; "
-        f"{sparsifier.report().prunable:,} prunable weights")  # fmt: skip
+        f"all; {precision.reason}; {layout_name}, {'compiled' if trainer.compile else 'eager'}, foreach optimizer; "
+        f"{ranks.world_size} x {device}; {sparsifier.report().prunable:,} prunable weights")  # fmt: skip
     if tracker.description:
         say(f"  {tracker.description}")
 

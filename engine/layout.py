@@ -9,7 +9,7 @@ _ENOUGH_CHANNELS = 8
 
 
 def choose_layout(channels_last: bool, device: torch.device, model: nn.Module) -> tuple[torch.memory_format, str]:
-    """The memory format of a network's weights and images, and why it is not the one asked for (or nothing).
+    """The memory format of a network's weights and images, and its name, with the reason where it is not the one asked for.
 
     On a CPU a network stays in NCHW where it has a 1x1 convolution with a stride and fewer than 8 input channels:
     oneDNN's AVX2 code writes past a buffer in its weight gradient as soon as either the weights or the images are
@@ -20,11 +20,11 @@ def choose_layout(channels_last: bool, device: torch.device, model: nn.Module) -
         device: where ``model`` is trained.
     """
     if not channels_last:
-        return torch.contiguous_format, ""
+        return torch.contiguous_format, "NCHW"
     unsafe = next((name for name, module in model.named_modules() if _overruns(module)), None)
     if device.type == "cpu" and unsafe is not None:
         return torch.contiguous_format, f"NCHW: oneDNN corrupts memory in the channels_last gradient of {unsafe}"
-    return torch.channels_last, ""
+    return torch.channels_last, "channels_last"
 
 
 def _overruns(module: nn.Module) -> bool:

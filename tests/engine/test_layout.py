@@ -32,13 +32,13 @@ def test_only_strided_1x1_convolutions_of_few_channels_keep_a_network_in_nchw(
     layout, reason = choose_layout(True, CPU, model)
     assert layout is expected
     assert ("gradient of 1" in reason) is (expected is torch.contiguous_format)
-    assert choose_layout(True, GPU, model) == (torch.channels_last, "")
-    assert choose_layout(False, CPU, model) == (torch.contiguous_format, "")
+    assert choose_layout(True, GPU, model) == (torch.channels_last, "channels_last")
+    assert choose_layout(False, CPU, model) == (torch.contiguous_format, "NCHW")
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v1", "densenet40_24"])
 def test_the_papers_networks_are_not_concerned(name: str) -> None:
-    assert choose_layout(True, CPU, create_model(name, num_classes=10)) == (torch.channels_last, "")
+    assert choose_layout(True, CPU, create_model(name, num_classes=10)) == (torch.channels_last, "channels_last")
 
 
 @pytest.mark.parametrize(("width", "layout"), [(4, torch.contiguous_format), (8, torch.channels_last)])
