@@ -1,7 +1,7 @@
 """Let the process keep the memory that it frees, so that a training step finds its activations' memory in place.
 
 The C library hands large blocks back to the system as soon as they are free, and the next step has every page of them
-cleared and mapped anew: a tenth of a step on a CPU (results/benchmarks/throughput.json).
+cleared and mapped anew. `python scripts/bench.py choices` measures what that costs.
 """
 
 from __future__ import annotations
