@@ -9,7 +9,7 @@ _ENOUGH_CHANNELS = 8
 
 
 def choose_layout(channels_last: bool, device: torch.device, model: nn.Module) -> tuple[torch.memory_format, str]:
-    """The memory format of a network's weights and images, and its name, with the reason where it is not the one asked for.
+    """The memory format of a network's weights and images, and its name: with a reason where another was asked for.
 
     On a CPU a network stays in NCHW where it has a 1x1 convolution with a stride and fewer than 8 input channels:
     oneDNN's AVX2 code writes past a buffer in its weight gradient as soon as either the weights or the images are
