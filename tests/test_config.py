@@ -123,7 +123,7 @@ def test_proxy_scale_has_one_network_and_data_set(other: list[str]) -> None:
 
 def test_directories_of_earlier_versions_stay() -> None:
     """Their runs would start anew otherwise."""
-    assert directory().name == "resnet20-digits-feather-0.6-0-ad2f50db"
+    assert directory("dataset.image_size=null").name == "resnet20-digits-feather-0.6-0-ad2f50db"
 
 
 def test_a_recipe_has_hams_beta_for_its_data_set() -> None:

@@ -6,6 +6,7 @@ import http.server
 import json
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 RUN = {
@@ -53,11 +54,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             created: dict[str, Any] = {"runID": "run", "uploadHeaders": [], "files": []}
             content = {"data": {"viewer": {"entity": "me"}, "upsertBucket": bucket, "createRunFiles": created}}
         answer = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
+        with suppress(ConnectionError):  # a client that has stopped waiting
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
 
     do_GET = do_POST = do_PUT = answer
 

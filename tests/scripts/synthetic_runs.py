@@ -38,8 +38,10 @@ def write_run(
         zeros = int(size * sparsity ** (2 - flatter * depth / 4)) if depth else int(size * sparsity / 2)
         layers.append({"name": name, "size": size, "zeros": zeros})
     prunable = sum(layer["size"] for layer in layers)
-    missing = round(sparsity * prunable) - sum(layer["zeros"] for layer in layers)  # the last layer meets the target
-    layers[-1]["zeros"] = min(max(layers[-1]["zeros"] + missing, 0), layers[-1]["size"])
+    missing = round(sparsity * prunable) - sum(layer["zeros"] for layer in layers)
+    for layer in reversed(layers):  # the last layers meet the target
+        zeros = min(max(layer["zeros"] + missing, 0), layer["size"])
+        layer["zeros"], missing = zeros, missing - (zeros - layer["zeros"])
     nonzeros = prunable - sum(layer["zeros"] for layer in layers)
     result = {
         "format": 1,
