@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import feather  # noqa: E402
+from engine.benchmarks.base import gradients  # noqa: E402
 from engine.precision import resolve_precision  # noqa: E402
 from engine.records import environment, write_json  # noqa: E402
 from models import create_model  # noqa: E402
@@ -46,11 +46,7 @@ def train(args: argparse.Namespace, name: str, threads: int, start: Any, rates: 
     labels = torch.randint(0, 100, (args.batch_size,)).to(device)
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with precision.autocast():
-            loss = F.cross_entropy(model(images).float(), labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
+        gradients(model, optimizer, images, labels, precision)
         optimizer.step()
 
     def wait() -> None:

@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
+
+from engine.precision import Precision
 
 Row = dict[str, Any]  # "name", "ratio", "target", "better" ("lower" or "higher"), and what else there is to tell
 
@@ -48,6 +52,27 @@ def wait(device: torch.device | None) -> None:
     """Until a GPU has done what it was given."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def gradients(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    precision: Precision,
+    network: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> None:
+    """A training step as train.py makes it, up to the optimizer's: forward, backward and clipping.
+
+    Args:
+        model: holds the weights.
+        network: computes with them, where that is not ``model`` itself: its compiled form.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with precision.autocast():
+        loss = F.cross_entropy((network or model)(images).float(), labels)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 3.0)
 
 
 def pairs(

@@ -1,4 +1,4 @@
-"""What `auto` chooses against each alternative: layout, optimizer, compilation, memory that is kept.
+"""What training chooses against each alternative: layout, optimizer, compilation, memory that is kept.
 
 A ratio is the time of a dense training step with one choice changed over that with the choices of training.
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.nn import functional as F
 
 from engine.allocation import keep_freed_memory, return_freed_memory
-from engine.benchmarks.base import Row, median_ratio, medians, seconds
+from engine.benchmarks.base import Row, gradients, median_ratio, medians, seconds
 from engine.precision import resolve_precision
 from models import create_model
 
@@ -35,11 +34,7 @@ def training_step(name: str, device: torch.device, alternative: str = "") -> Cal
     labels = torch.randint(0, 100, (BATCH_SIZE,)).to(device)
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with precision.autocast():
-            loss = F.cross_entropy(network(images).float(), labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
+        gradients(model, optimizer, images, labels, precision, network)
         optimizer.step()
 
     return step

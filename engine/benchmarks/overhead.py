@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 import feather
 from engine.allocation import keep_freed_memory
-from engine.benchmarks.base import Row, median_ratio, medians, now, pairs, wait
+from engine.benchmarks.base import Row, gradients, median_ratio, medians, now, pairs, wait
 from engine.evaluate import evaluate
 from engine.precision import Precision, resolve_precision
 from models import create_model
@@ -47,11 +46,7 @@ class Contender:
         self.rule_seconds = 0.0
         wait(self.device)
         start = now()
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.precision.autocast():
-            loss = F.cross_entropy(self.model(images).float(), labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 3.0)
+        gradients(self.model, self.optimizer, images, labels, self.precision)
         wait(self.device)
         update = now()
         self.optimizer.step()

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import feather
 from engine.allocation import keep_freed_memory, return_freed_memory
-from engine.benchmarks.base import Row, median_ratio, medians, seconds
+from engine.benchmarks.base import Row, gradients, median_ratio, medians, seconds
 from engine.data.base import Normalize, Sharding
 from engine.data.small import RECIPES, ResidentLoader, Split
 from engine.precision import resolve_precision
@@ -74,11 +73,7 @@ class Loop:
 
     def step(self) -> None:
         images, labels = self._next()
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.precision.autocast():
-            loss = F.cross_entropy(self.model(images).float(), labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 3.0)
+        gradients(self.model, self.optimizer, images, labels, self.precision)
         self.optimizer.step()
 
     def _next(self) -> tuple[torch.Tensor, torch.Tensor]:
