@@ -11,7 +11,8 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -156,7 +157,7 @@ NOT_HASHED = {
 
 def config_hash(cfg: Config) -> str:
     """Eight hex digits that two configurations share exactly when they describe the same computation."""
-    plain = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True)
+    plain = asdict(cfg)
     for key in NOT_HASHED:
         *path, last = key.split(".")
         node: Any = plain
@@ -191,11 +192,11 @@ def prepare(cfg: Any) -> Config:
         raise ConfigError(
             f"The configuration has no value for {', '.join(sorted(missing))}: set it on the command line."
         )
-    unknown = _unknown(OmegaConf.to_container(cfg), OmegaConf.to_container(OmegaConf.structured(Config)))
+    unknown = _unknown(OmegaConf.to_container(cfg), _schema())
     if unknown:
         raise ConfigError(f"{unknown} is not an option, although a plus sign adds it: see --cfg job for all.")
     config: Config = OmegaConf.to_object(cfg)
-    for key, text in _strings(OmegaConf.to_container(OmegaConf.structured(config))):
+    for key, text in _strings(asdict(config)):
         if not text.isprintable():
             raise ConfigError(f"{key}={text!r} holds a character that cannot be printed: leave it out.")
     _validate(config)
@@ -208,6 +209,11 @@ def prepare(cfg: Any) -> Config:
         config.framework = FrameworkConfig(name="auto")
         config.sparsity_schedule = SparsityScheduleConfig(name="cubic")
     return config
+
+
+@cache
+def _schema() -> Any:
+    return OmegaConf.to_container(OmegaConf.structured(Config))
 
 
 def _validate(cfg: Config) -> None:
