@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+import feather
 from feather.deploy import sparse_file
 from feather.deploy.emit import Normalization
 from feather.deploy.errors import DeployError
@@ -86,12 +90,27 @@ class _Run:
 
 def _laboratory(name: str) -> Any:
     try:
-        return importlib.import_module(name)
+        with _checkout():
+            return importlib.import_module(name)
     except ImportError:
         raise DeployError(
             f"The package {name!r} is needed to build the network: run this in the repository with its [lab] packages, "
             "or give a program written by torch.export.save (.pt2)"
         ) from None
+
+
+@contextmanager
+def _checkout() -> Iterator[None]:
+    """Lets the networks of the repository be imported: they are no part of the installed library.
+
+    A console script, unlike ``python -m``, does not search the current directory.
+    """
+    before = sys.path[:]
+    sys.path += [str(root) for root in (Path(feather.__file__).parents[1], Path.cwd()) if (root / "models").is_dir()]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _read_run(directory: Path) -> _Run:

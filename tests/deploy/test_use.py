@@ -157,6 +157,24 @@ def test_module_and_entry_point_say_the_same(tmp_path: Path) -> None:
     assert "does not exist" in done.stderr
 
 
+@pytest.mark.parametrize("inside", [True, False], ids=["repository", "elsewhere"])
+def test_the_installed_command_builds_the_networks_of_the_repository(run: Path, inside: bool, tmp_path: Path) -> None:
+    """A console script does not search the current directory for packages, unlike ``python -m``."""
+    script = Path(sys.executable).with_name("feather")
+    arguments = ["compile", str(run), "-o", str(tmp_path), "--name", "model", "--target", "c", "--no-library"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(script), *arguments],
+        cwd=ROOT if inside else tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model.c").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
