@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from engine import cli
 from engine.seeding import set_deterministic
@@ -157,6 +159,12 @@ def as_a_command(arguments: list[str], seconds: int) -> Iterator[tuple[io.String
             set_deterministic(False)
 
 
+def as_hydra_reads(value: str) -> str:
+    with contextlib.suppress(HydraException):
+        return str(OverridesParser.create().parse_override(f"run_dir={value}").value()).split("/")[0]
+    return value
+
+
 def examine(number: int, folder: Path) -> str | None:
     """What is wrong with the outcome of a case, or None."""
     arguments, text = case(number)
@@ -183,7 +191,9 @@ def examine(number: int, folder: Path) -> str | None:
         jobs = "-m" in typed or "--multirun" in typed
         if not lines or (len(lines) > 1 and not jobs):
             return f"status {status}, but said: {told[-600:]!r}"
-    run_dirs = {a.partition("=")[2].strip("'\"").split("/")[0] for a in typed if "run_dir" in a}
+    given = [argument.partition("=")[2] for argument in typed if "run_dir" in argument]
+    # 1e-3 is a number to Hydra, which writes it as 0.001
+    run_dirs = {value.strip("'\"").split("/")[0] for value in given} | {as_hydra_reads(value) for value in given}
     strange = {path.name for path in folder.iterdir()} - ALLOWED
     if any(name not in run_dirs for name in strange) and not (text and "run_dir" in text):
         return f"left {strange}"
