@@ -10,6 +10,7 @@ p = 1 is soft thresholding, p -> inf hard thresholding; the paper adopts p = 3.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -140,9 +141,15 @@ def _few_kept(w: Tensor, threshold: Tensor) -> Tensor | None:
     sample = w[::61]  # odd: channels come in even numbers, and all of them are to be met
     if int((sample.abs() > threshold).count_nonzero()) > 0.07 * sample.numel():
         return None
-    # weights are looked at in groups, most of which hold no kept one
-    groups = w.abs().view(math.gcd(w.numel(), 8), -1)
-    columns = (groups.amax(0) <= threshold).logical_not_().nonzero().view(-1)  # a NaN is kept
-    inside = (groups.index_select(1, columns) <= threshold).logical_not_().view(-1).nonzero().view(-1)
-    count = max(columns.numel(), 1)
-    return inside.div(count, rounding_mode="floor") * groups.shape[1] + columns[inside % count]
+    kept = (w.abs() <= threshold).logical_not_()  # a NaN is kept
+    return torch.from_numpy(kept.numpy().nonzero()[0]) if numpy_reads_tensors() else kept.nonzero().view(-1)
+
+
+@functools.cache
+def numpy_reads_tensors() -> bool:
+    """Whether NumPy is there and this torch can share memory with it."""
+    try:
+        torch.empty(0).numpy()
+    except RuntimeError:
+        return False
+    return True

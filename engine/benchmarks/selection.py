@@ -1,7 +1,4 @@
-"""The exact quantile against `torch.sort` of all magnitudes: time and peak memory.
-
-From nothing, as at the first step, and as in training, where the step before tells about where the threshold is.
-"""
+"""The exact quantile against `torch.sort` of all magnitudes: time and peak memory."""
 
 from __future__ import annotations
 
@@ -22,11 +19,7 @@ def measure(quick: bool, device: torch.device) -> list[Row]:
         weights = [torch.randn(size, generator=torch.Generator().manual_seed(0)).mul_(0.05).to(device)]
         large = size > 10**7  # sorting takes seconds
         count, sparsities = (3, (0.98,)) if large else (5 if quick else 7, (0.5, 0.9, 0.98))
-        rows += [
-            _row(label, weights, sparsity, target, count, device, warm)
-            for sparsity in sparsities
-            for warm in (False, True)
-        ]
+        rows += [_row(label, weights, sparsity, target, count, device) for sparsity in sparsities]
     return rows
 
 
@@ -37,14 +30,11 @@ def _row(
     target: float,
     count: int,
     device: torch.device,
-    warm: bool,
 ) -> Row:
     plain = feather.magnitude_quantile(weights, sparsity, algorithm="sort")
-    guess = plain * 1.001 if warm else None
-    name = f"selection, {label}, {sparsity:g}" + (", after a step" if warm else "")
 
     def select() -> torch.Tensor:
-        return feather.magnitude_quantile(weights, sparsity, guess=guess)
+        return feather.magnitude_quantile(weights, sparsity)
 
     ours = select()
     found = pairs(lambda: weights[0].abs().sort(), select, count, device)
@@ -60,7 +50,7 @@ def _row(
             select()
         extra = memory.extra
     return {
-        "name": name, "ratio": median_ratio(found), "better": "higher",
+        "name": f"selection, {label}, {sparsity:g}", "ratio": median_ratio(found), "better": "higher",
         "target": target if device.type == "cpu" else None,
         "plain_seconds": slow, "seconds": fast, "bit_equal": bool(torch.equal(plain, ours)),
         "extra_memory_in_copies": None if extra is None else extra / copy,

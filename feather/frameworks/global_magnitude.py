@@ -23,11 +23,9 @@ class GlobalMagnitude(Framework):
 
     def __init__(self, selection: str = ALGORITHMS[0]) -> None:
         self.selection = selection
-        self._last: Tensor | None = None  # saves time, changes nothing
 
     def thresholds(self, weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
-        self._last = magnitude_quantile(weights, sparsity, algorithm=self.selection, guess=self._last)
-        return [self._last] * len(weights)
+        return [magnitude_quantile(weights, sparsity, algorithm=self.selection)] * len(weights)
 
     def zeros(self, shapes: Sequence[Sequence[int]], sparsity: float) -> int:
         return zeros_at(sparsity, sum(math.prod(shape) for shape in shapes))
