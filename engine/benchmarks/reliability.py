@@ -34,7 +34,7 @@ TARGET = 1.01
 BATCH_SIZE = 16  # small: a short step is slowed by more
 GUARDED_BATCH_SIZE = 128
 STEPS_A_RECORD = 5  # train.py: 50
-START_STEPS = 10  # in which W&B is imported and its process starts
+START_STEPS = 50  # in which W&B is imported and its process starts, however slow the server answers
 
 
 class Training:

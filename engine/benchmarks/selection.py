@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 import feather
+from engine.allocation import keep_freed_memory
 from engine.benchmarks.base import PeakMemory, Row, median_ratio, medians, pairs
 
 SIZES = {"1.1 M": (1_092_960, 35.0), "3.3 M": (3_287_488, 35.0), "25.5 M": (25_502_912, 20.0)}
@@ -12,6 +13,7 @@ SIZES = {"1.1 M": (1_092_960, 35.0), "3.3 M": (3_287_488, 35.0), "25.5 M": (25_5
 
 def measure(quick: bool, device: torch.device) -> list[Row]:
     """One row for each number of weights and sparsity."""
+    keep_freed_memory()  # as training does
     rows = []
     for label, (size, target) in SIZES.items():
         if quick and size > 10**7:
