@@ -71,7 +71,7 @@ def test_the_committed_table_shows_the_committed_measurements():
 def test_selection_rows_compare_equal_bits(monkeypatch):
     monkeypatch.setattr(selection, "SIZES", {"small": (1000, 35.0)})
     rows = selection.measure(True, torch.device("cpu"))
-    assert [r["bit_equal"] for r in rows] == [True] * 6
+    assert [r["bit_equal"] for r in rows] == [True] * 3
 
 
 def test_overhead_goes_through_the_whole_schedule(monkeypatch):
