@@ -43,7 +43,7 @@ bench-deploy: $(STAMP) $(VENV)/.bench build/tflite/.installed  ## measure deploy
 	$(BIN)/python scripts/report.py
 
 $(VENV)/.bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[bench]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
 	@touch $@
 
 # LiteRT's converter is part of TensorFlow, which has an environment of its own
