@@ -43,12 +43,12 @@ COMPILED = settings(deadline=None, suppress_health_check=list(HealthCheck), phas
 
 
 def check(model: nn.Module, images: Tensor, target: str, **options: object) -> None:
-    """Against the network in float64: to 1e-5, or 1.5 times PyTorch's own fp32 error where a network loses more."""
+    """Against the network in float64: to 1e-5, or twice PyTorch's own fp32 error where a network loses more."""
     with tempfile.TemporaryDirectory() as directory:
         found = run_program(model, images, Path(directory), target, **options)  # type: ignore[arg-type]
     expected = reference(copy.deepcopy(model).double(), images.double())
     own = np.abs(reference(model, images) - expected).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-6)
-    assert_close(found, expected, max(1e-5, 1.5 * float(own)))
+    assert_close(found, expected, max(1e-5, 2 * float(own)))
 
 
 def small_images() -> Tensor:
