@@ -36,7 +36,7 @@ from feather.deploy.program import (
     SoftmaxStep,
     Vector,
 )
-from feather.deploy.rows import entries, row_tables
+from feather.deploy.rows import row_tables
 from feather.deploy.targets import Target
 
 
@@ -119,12 +119,9 @@ class _Lowering:
 
     def choose_block(self, op: Conv, weight: Array, grid: Grid) -> int:
         """Channels that share loads: many for dense weights, one for sparse ones, as the measured costs say."""
-        allowed = [
-            b for b in self.target.tiles if (len(weight) // op.groups) % b == 0 or (op.groups == 1 and b <= len(weight))
-        ]
         if self.block is not None:
-            return max(b for b in allowed if b <= self.block)
-        return min(allowed, key=lambda b: costs.convolution(self.target, grid, b, *entries(weight, b)))
+            return max(b for b in costs.blocks(self.target, len(weight), op.groups) if b <= self.block)
+        return costs.best_block(self.target, grid, weight, op.groups)[1]
 
     def avg_pool(self, op: AvgPool) -> None:
         """A depthwise convolution with equal weights, or with ones and a divisor for every pixel."""

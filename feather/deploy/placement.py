@@ -7,6 +7,7 @@ from collections import defaultdict
 
 import numpy as np
 
+from feather.deploy import costs
 from feather.deploy.graph import Array, AvgPool, Concat, Conv, Graph, MaxPool, reads
 from feather.deploy.layout import LINE, Grid, Taps, period, phase_size, round_up, window_taps
 from feather.deploy.program import Buffer, Maps, Place, Step, Vector, ViewStep
@@ -73,9 +74,18 @@ class Placement:
         grids = {}
         for size, (rows, pitch) in need.items():
             widest = Grid(self.batch, *size, rows, pitch, 4).extent
-            vector = next((w for w in self.target.widths()[::-1] if w >= widest), self.target.floats)
-            grids[size] = Grid(self.batch, *size, rows, pitch, vector)
+            narrow = next((w for w in self.target.widths()[::-1] if w >= widest), None)
+            choices = costs.widths(self.target) if narrow is None else [narrow]
+            grids[size] = min((Grid(self.batch, *size, rows, pitch, width) for width in choices), key=self.cost)
         return grids
+
+    def cost(self, grid: Grid) -> float:
+        """Nanoseconds of the convolutions onto maps of this grid."""
+        onto = [
+            op for op in self.graph.ops if isinstance(op, Conv) and self.size(op.output) == (grid.height, grid.width)
+        ]
+        weights = [(op.weight.reshape(len(op.weight), -1), op.groups) for op in onto]
+        return sum(costs.best_block(self.target, grid, weight, groups)[0] for weight, groups in weights)
 
     def assign_concats(self) -> None:
         """Give the parts of a concatenation their place in it: where they are written there, it costs nothing."""

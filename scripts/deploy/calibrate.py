@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,20 @@ def source(target: Target) -> tuple[str, list[tuple[int, int, str]]]:
     return "\n".join(text), kernels
 
 
+WIDTHS = {"avx512": (16, 8)}
+"""Floats of a vector that are measured where it is not the widest alone."""
+
+
 def measure(target: Target) -> dict[str, Any]:
     """The numbers of one target."""
+    widths = WIDTHS.get(target.name, (target.floats,))
+    found = [measure_width(replace(target, floats=width)) for width in widths]
+    kernels = {str(width): table["convolution"] for width, table in zip(widths, found, strict=True)}
+    return {"convolution": kernels, "linear": found[0]["linear"]}
+
+
+def measure_width(target: Target) -> dict[str, Any]:
+    """The same with vectors of the target's width."""
     text, kernels = source(target)
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as directory:

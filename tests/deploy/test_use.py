@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from feather.deploy import DeployError, compile_model, generate, load
+from feather.deploy import DeployError, compile_model, costs, generate, load
 from feather.deploy.cli import main
 from feather.deploy.costs import convolution, linear_is_sparse
 from feather.deploy.layout import Grid
@@ -281,6 +282,19 @@ def test_kernels_follow_the_measured_costs() -> None:
         model = sparsify(nn.Conv2d(16, 16, 3, padding=1), sparsity)
         text = generate(model, (16, 16, 16), target="avx2").c
         assert f"  {kernel}" in text.split("*/")[0]
+
+
+@pytest.mark.parametrize("cheaper", [16, 8])
+def test_vectors_are_as_wide_as_is_cheaper(cheaper: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def table(width: int) -> dict[str, dict[str, float]]:
+        one = {"entry": 1.0, "entry_vector": 0.0, "group": 1.0 if width == cheaper else 2.0, "group_vector": 0.0}
+        return dict.fromkeys(("1", "2", "4", "8"), one)
+
+    measured = {"convolution": {"16": table(16), "8": table(8)}, "linear": {"dense": 1.0, "sparse": 1.0}}
+    monkeypatch.setattr(costs, "_measured", lambda target: measured)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    text = generate(model, (3, 8, 8), name="net", target="avx512").c
+    assert {int(width) for width in re.findall(r"\bconv_(\d+)x", text)} == {cheaper}
 
 
 def test_every_target_has_costs() -> None:
