@@ -287,7 +287,7 @@ def test_kernels_follow_the_measured_costs() -> None:
 @pytest.mark.parametrize("cheaper", [16, 8])
 def test_vectors_are_as_wide_as_is_cheaper(cheaper: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def table(width: int) -> dict[str, dict[str, float]]:
-        one = {"entry": 1.0, "entry_vector": 0.0, "group": 1.0 if width == cheaper else 2.0, "group_vector": 0.0}
+        one = dict.fromkeys(("entry", "entry_vector", "group", "group_vector"), 1.0 if width == cheaper else 10.0)
         return dict.fromkeys(("1", "2", "4", "8"), one)
 
     measured = {"convolution": {"16": table(16), "8": table(8)}, "linear": {"dense": 1.0, "sparse": 1.0}}
