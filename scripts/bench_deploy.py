@@ -229,12 +229,13 @@ def main() -> None:
     wanted = [part for part in PARTS if part not in evidence["parts"]] if "all" in ARGUMENTS.parts else ARGUMENTS.parts
     if "prepare" in ARGUMENTS.parts or "all" in ARGUMENTS.parts:
         prepare(ARGUMENTS.runs)
+    surroundings = environment()  # before the evidence itself changes
     for part in wanted:
         if part in PARTS:
             measure = PARTS[part]
             measured = latency(part) if measure is None else measure()
             versions = {runtime: contenders.version(runtime) for runtime in contenders.DENSE}
-            evidence["parts"][part] = {**environment(), "runtimes": versions, **measured}
+            evidence["parts"][part] = {**surroundings, "runtimes": versions, **measured}
             write_json(ARGUMENTS.out, evidence)
 
 
