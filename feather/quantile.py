@@ -1,9 +1,9 @@
 """The exact quantile of magnitudes without sorting them all: where thresholds come from, at every step.
 
 Non-negative floats sort as their bit patterns do, so order statistics are found among integers. On the CPU NumPy's
-partition finds them, vectorised where the processor has AVX2 or AVX-512. On other devices nothing may wait for a count,
-and without NumPy nothing need be there: a sort, or for large networks a binary search over the bit patterns, which only
-counts; both are of fixed shape.
+partition finds them, vectorised where the processor has AVX2 or AVX-512. On other devices, where the host may not wait
+for a value, and where NumPy is not installed, torch alone does: a sort, or for large networks a binary search over the
+bit patterns, which only counts; both are of fixed shape.
 """
 
 from __future__ import annotations

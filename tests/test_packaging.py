@@ -12,6 +12,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from setuptools import find_packages
 
+import feather
+
 ROOT = Path(__file__).resolve().parents[1]
 CONDA_NAMES = {"pytorch": "torch"}
 
@@ -129,6 +131,39 @@ def test_importing_the_library_loads_nothing_of_the_laboratory() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not names & set(done.stdout.split())
+
+
+def test_training_needs_no_numpy_and_gives_the_same_bits_without_it() -> None:
+    code = """
+import hashlib, sys
+if sys.argv[1] == "without":
+    sys.modules["numpy"] = None  # importing it now fails
+import torch, feather
+from feather import operator
+torch.manual_seed(0)
+model = torch.nn.Linear(200, 200)  # large enough for the roots of the kept weights alone
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+sparsifier = feather.create("feather", model, optimizer, sparsity=0.99, total_steps=20)
+for _ in range(20):
+    model(torch.randn(8, 200)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+sparsifier.finalize()
+bits = model.weight.detach().view(torch.int32).flatten().tolist()
+print(operator.numpy_reads_tensors(), sum(map(bool, bits)), hashlib.sha256(str(bits).encode()).hexdigest())
+"""
+
+    def outcome(numpy: str) -> list[str]:
+        command = [sys.executable, "-W", "ignore", "-c", code, numpy]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    without, beside = outcome("without"), outcome("with")
+    assert without[0] == "False"
+    assert beside[0] == "True"
+    assert without[1:] == beside[1:]
+    assert beside[1] == str(40_000 - feather.zeros_at(0.99, 40_000))
 
 
 def test_the_ci_command_can_be_run() -> None:

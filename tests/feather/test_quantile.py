@@ -106,8 +106,8 @@ def test_what_other_devices_use_never_waits_for_them(algorithm):
     threshold = feather.magnitude_quantile(weights, 0.9, algorithm=algorithm)
     assert threshold.device.type == "meta"
     assert threshold.shape == ()
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        threshold.item()
+    with pytest.raises((RuntimeError, NotImplementedError)):  # so this test can fail: the CPU's way reads values
+        quantile._by_partition([w.view(-1) for w in weights], torch.float32, (930, 931))
 
 
 def test_the_weights_are_left_as_they_are():
