@@ -4,8 +4,9 @@
     python scripts/bench.py --check         measure briefly, fail where a ratio is worse than the committed one
     python scripts/bench.py --table         make the table anew from the committed measurements; measure nothing
 
-Parts: selection, overhead, choices, throughput, data, start, scaling, reliability. Ratios are the result: of pairs
-that alternate, mostly in one process. Exit status: 0 done; 1 a regression (each in one sentence); 2 wrong arguments.
+Parts: selection, overhead, choices, throughput, accuracy, data, start, scaling, reliability. Ratios are the result:
+of pairs that alternate, mostly in one process. Exit status: 0 done; 1 a regression, told in one sentence; 2 wrong
+arguments.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-PARTS = ("selection", "overhead", "choices", "throughput", "data", "start", "scaling", "reliability")
+PARTS = ("selection", "overhead", "choices", "throughput", "accuracy", "data", "start", "scaling", "reliability")
 OUT = ROOT / "results" / "benchmarks"
 
 
@@ -28,7 +29,7 @@ def measure(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one part."""
     import torch
 
-    from engine.benchmarks import choices, data, overhead, reliability, scaling, selection, start, throughput
+    from engine.benchmarks import accuracy, choices, data, overhead, reliability, scaling, selection, start, throughput
 
     device = torch.device(options.device)
     quick = options.check
@@ -37,6 +38,7 @@ def measure(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         "overhead": lambda: overhead.measure(quick, device, options.models, options.pairs),
         "choices": lambda: choices.measure(quick, device, options.models),
         "throughput": lambda: throughput.measure(quick, device, options.models),
+        "accuracy": lambda: accuracy.measure(quick, device, options.data),
         "data": lambda: data.measure(quick, device, options.photos),
         "start": lambda: start.measure(quick),
         "scaling": lambda: scaling.measure(quick, device),
@@ -96,6 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu or cuda; default: a GPU where there is one")
     parser.add_argument("--models", nargs="+", default=[], help="of overhead, choices and throughput; default all")
     parser.add_argument("--pairs", type=int, default=3, help="of steps in each stage of overhead (default 3)")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="folder of CIFAR-100, of accuracy (default data)"
+    )
     parser.add_argument("--photos", type=Path, help="folder of JPEGs for the photograph pipeline")
     parser.add_argument("--out", type=Path, default=OUT, help="default: results/benchmarks")
     options = parser.parse_args(arguments)

@@ -11,13 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
 import feather
 from engine.allocation import keep_freed_memory, return_freed_memory
 from engine.benchmarks.base import Row, gradients, median_ratio, medians, seconds
+from engine.benchmarks.plain import training_batches
 from engine.data.base import Normalize, Sharding
 from engine.data.small import RECIPES, ResidentLoader, Split
 from engine.precision import resolve_precision
@@ -26,23 +24,6 @@ from models import create_model
 BATCH_SIZE = 128
 RECIPE = RECIPES["cifar100"]
 TARGETS = {"resnet20": 2.5, "mobilenet_v1": None, "densenet40_24": None}
-
-
-class _Images(Dataset[tuple[torch.Tensor, int]]):
-    """CIFAR-like images behind torchvision's transforms."""
-
-    def __init__(self, split: Split) -> None:
-        self.split = split
-        self.transform = transforms.Compose([
-            transforms.RandomCrop(32, padding=RECIPE.padding), transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(), transforms.Normalize(RECIPE.mean, RECIPE.std),
-        ])  # fmt: skip
-
-    def __len__(self) -> int:
-        return len(self.split.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.split.images[index].numpy())), int(self.split.labels[index])
 
 
 def random_split(count: int) -> Split:
@@ -85,7 +66,7 @@ class Loop:
 
     def _open(self):  # type: ignore[no-untyped-def]
         if self.plain:
-            return DataLoader(_Images(self.split), batch_size=BATCH_SIZE, shuffle=True, drop_last=True)
+            return training_batches(self.split, RECIPE, BATCH_SIZE, drop_last=True)
         self.epoch += 1
         return resident(self.split, self.device).epoch(self.epoch)
 

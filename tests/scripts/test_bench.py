@@ -1,12 +1,16 @@
 """scripts/bench.py: what counts as reached or as a regression, and the page; no test here depends on time."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
+import yaml
 
-from engine.benchmarks import base, overhead, selection
+from engine.benchmarks import accuracy, base, overhead, selection
+from engine.data.small import RECIPES
 from scripts import bench
+from tests.train_helpers import start
 
 
 def row(ratio, better="lower", target=None, name="x", **more):
@@ -87,6 +91,38 @@ def test_overhead_goes_through_the_whole_schedule(monkeypatch):
     assert len(found["ratio_by_stage"]) == overhead.STAGES
     assert 0 < min(s for s in steps if s) < 0.7
     assert max(steps) == 0.98
+
+
+def test_the_plain_loop_trains_what_train_py_trains(tmp_path, monkeypatch):
+    """Whole data set in a batch, no crops: no random number is left but the initial weights, so both must agree."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], padding=0))
+    options = ("trainer.batch_size=1438", "trainer.epochs=12", "sparsity=0.9", "seed=5", "run_dir=run")
+    ours = start(*options)
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    found = accuracy.plainly(config, torch.device("cpu"), tmp_path)
+    assert found == pytest.approx(ours, abs=0.3)  # one image of 359
+    config["sparsity"] = 0.99
+    assert accuracy.plainly(config, torch.device("cpu"), tmp_path) < ours - 2  # another experiment is told apart
+
+
+def test_accuracy_is_paired_by_seed(tmp_path, monkeypatch, capsys):
+    ours = {"seed=0": 50.0, "seed=1": 52.0, "seed=2": 54.0}
+    monkeypatch.setattr(accuracy, "_as_train_does", lambda options, device: ({"seed": options[-2]}, ours[options[-2]]))
+    monkeypatch.setattr(accuracy, "plainly", lambda config, device, data: ours[config["seed"]] + 1)
+    monkeypatch.setattr(accuracy, "EXPERIMENTS", {"digits": ["dataset=digits"]})
+    monkeypatch.setattr(accuracy, "SEEDS", {"digits": (0, 1, 2)})
+    (found,) = accuracy.measure(True, torch.device("cpu"), tmp_path)
+    assert (found["top1"], found["plain_top1"]) == ([50, 52, 54], [51, 53, 55])
+    assert found["difference"] == -1
+    assert found["interval_95"] == (-1, -1)
+    assert found["ratio"] == pytest.approx(52 / 53)
+    assert "digits, seed 1: 52.00 %, plain loop 53.00 %" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_ends_the_measurement_with_its_reason(tmp_path):
+    with pytest.raises(RuntimeError, match=r"dataset=nothing.* failed: .*nothing"):
+        accuracy._row("x", ["dataset=nothing"], (0,), torch.device("cpu"), tmp_path)
 
 
 def test_unknown_parts_and_clocks_are_refused(capsys):
