@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from engine import tables
-from engine.comparisons import Comparison, is_reference
-from engine.grid import Experiment, NotRun
-from engine.plan import framework_defaults
+from engine.comparisons import Comparison
+from engine.grid import Experiment
 from engine.results import Cell
-from engine.settings import Setting, comparable, method_name, network_title, row_names, text_of
-from engine.tables import markdown_rows, percent
+from engine.settings import Setting, comparable, network_title, row_names
+from engine.tables import markdown_rows
 
 
 def results_page(
@@ -99,50 +98,38 @@ def _networks(experiment: Experiment) -> str:
 
 
 def overview(experiments: Sequence[Experiment]) -> str:
-    """The README's table: a line per experiment with evidence, network and method, a column per sparsity.
+    """The README's tables: what was run of each network where methods are compared, and links to everything else.
 
-    Of a method with several settings the one nearest to its paper stands for all.
+    A network that an experiment trained under several conditions is shown with the longest training.
     """
-    experiments = [experiment for experiment in experiments if experiment.cells]
-    columns = sorted({cell.sparsity for experiment in experiments for cell in tables.all_cells(experiment)})
-    header = ["experiment", "network, data", "method", *("dense" if s == 0 else percent(s) for s in columns), "note"]
-    rows = []
+    parts, elsewhere = [], []
     for experiment in experiments:
         link = f"[{experiment.name}](results/tables/{experiment.name}.md)"
-        for group in comparable(tables.all_cells(experiment)):
-            network = f"{group[0].setting.model}, {group[0].setting.dataset}"
-            methods: dict[str, list[Cell]] = {}
-            for cell in group:
-                if isinstance(cell, Cell):  # what has not been run stands in the experiment's own table
-                    methods.setdefault(_short_name(cell.setting), []).append(cell)
-            for name, cells in methods.items():
-                chosen = min(cells, key=_departures).setting
-                more = len({cell.setting for cell in cells}) - 1
-                shown = f"{name} (and {more} more setting{'s' if more > 1 else ''})" if more else name
-                found = {c.sparsity: c for c in group if c.setting == chosen}
-                values = (_value(found.get(s)) for s in columns)
-                rows.append([link, network, shown, *values, chosen.label])
-    return markdown_rows(header, rows)
+        shown = _longest([cell for cell in tables.all_cells(experiment) if isinstance(cell, Cell)])
+        compared = [cells for cells in shown if len({_approach(cell.setting) for cell in cells}) > 1]
+        for cells in compared:
+            first = cells[0].setting
+            described = f" ({first.label})" if first.label else ""
+            names = row_names(cell.setting for cell in cells)
+            parts += [f"**{network_title(first)}**{described}, {link}:", tables.summary(cells, names)]
+        if shown and not compared:
+            elsewhere.append(link)
+    if elsewhere:
+        parts.append(f"One method alone: {', '.join(elsewhere)}.")
+    return "\n\n".join(parts)
 
 
-def _short_name(setting: Setting) -> str:
-    name = method_name(setting)
-    # Frameworks are columns of the paper's tables, not variations of one row.
-    return name if setting.framework in ("", "global") else f"{name}, {setting.framework}"
+def _longest(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """For each network and data set the comparable cells of the longest training."""
+    found: dict[str, list[Cell]] = {}
+    for group in comparable(cells):
+        title = network_title(group[0].setting)
+        found[title] = max(found.get(title, group), group, key=lambda g: (int(g[0].setting.epochs), len(g)))
+    return list(found.values())
 
 
-def _departures(cell: Cell) -> tuple[bool, int]:
-    """How far a setting is from what a user gets who asks for no other."""
-    chosen = is_reference(cell.setting, cell.sparsity) or cell.setting.theta == "auto"
-    options = framework_defaults(cell.setting.framework)
-    config = cell.runs[0].config
-    return not chosen, sum(text_of(config.get(f"framework.options.{key}")) != value for key, value in options.items())
-
-
-def _value(cell: Cell | NotRun | None) -> str:
-    if cell is None:
-        return ""
-    return tables.accuracy(cell) if isinstance(cell, Cell) else tables.NOT_RUN
+def _approach(setting: Setting) -> tuple[str, str, str]:
+    return setting.method, setting.framework, setting.modifier
 
 
 def _benchmark(page: str) -> str:

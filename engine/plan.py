@@ -24,7 +24,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine.cli import sentence
 from engine.config import Config, ConfigError, prepare, register_schema, run_directory
-from engine.settings import text_of
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 EXPERIMENTS = CONF / "experiment"
@@ -97,13 +96,6 @@ def plan(names: Sequence[str], arguments: Sequence[str] = ()) -> list[Job]:
     jobs = list({job.directory: job for job in reversed(jobs)}.values())[::-1]  # one dense run, whatever its method
     _check_methods(jobs)
     return jobs
-
-
-def framework_defaults(name: str) -> dict[str, str]:
-    """The options of ``conf/framework/NAME.yaml``, as tables show them; none for a name without such a file."""
-    path = CONF / "framework" / f"{name}.yaml"
-    options = OmegaConf.load(path).get("options") if path.exists() else None
-    return {key: text_of(value) for key, value in (options or {}).items()}
 
 
 def launcher(arguments: Sequence[str]) -> DictConfig | None:

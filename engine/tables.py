@@ -352,7 +352,8 @@ def experiment_csv(experiment: Experiment, link: Link) -> str:
 def paired_csv(comparisons: list[Comparison]) -> str:
     """One line per comparison with Feather, numbers unrounded, in percentage points."""
     header = [
-        *("dataset", "model", "scale", "method", "modifier", "framework", "p", "theta", "options", "target_sparsity"),
+        *("dataset", "model", "scale", "epochs", "batch_size", "precision", "method", "modifier", "framework"),
+        *("p", "theta", "options", "target_sparsity"),
         *("n", "seeds", "difference_mean", "difference_std", "interval_low", "interval_high", "told"),
     ]
     rows = []
@@ -360,7 +361,8 @@ def paired_csv(comparisons: list[Comparison]) -> str:
         s = c.cell.setting
         rows.append(
             [
-                *(s.dataset, s.model, s.scale, s.method, s.modifier, s.framework, s.p, s.theta, s.options),
+                *(s.dataset, s.model, s.scale, s.epochs, s.batch_size, s.precision, s.method, s.modifier, s.framework),
+                *(s.p, s.theta, s.options),
                 *(c.cell.sparsity, c.n, " ".join(map(str, c.seeds))),
                 *((c.difference.mean, c.difference.std) if c.difference else ("", "")),
                 *(c.interval or ("", "")),

@@ -158,7 +158,7 @@ def index_products(
     front = out.parent / "README.md"
     if front.exists() and BEGIN in (text := front.read_text()):  # the project's README shows an overview
         before, rest = text.split(BEGIN, 1)
-        texts[front] = f"{before}{BEGIN}\n{index.overview(experiments)}\n{END}{rest.split(END, 1)[1]}"
+        texts[front] = f"{before}{BEGIN}\n\n{index.overview(experiments)}\n\n{END}{rest.split(END, 1)[1]}"
     if evidence:
         texts[out / "tables" / f"{DEPLOYMENT}.md"] = deployment.markdown(evidence)
     plots = {OPERATOR: figures.operator_data()} | ({DEPLOYMENT: deployed_picture} if deployed_picture else {})

@@ -1,5 +1,6 @@
 """Tables and figures from made-up runs: the numbers by hand, staleness, damage."""
 
+import csv
 import json
 import re
 import shutil
@@ -303,17 +304,25 @@ def test_proxy_scale_is_said_everywhere_and_never_compared_with_the_paper(tmp_pa
     assert all(data["proxy"] for data in figures.plots("x", cells).values())
 
 
-def test_the_projects_readme_shows_the_defaults_of_a_method_with_several_settings(tmp_path):
+def test_the_projects_readme_compares_methods_by_their_longest_training_and_links_the_rest(tmp_path):
     (tmp_path / "README.md").write_text(f"Before.\n{report.BEGIN}\n{report.END}\nAfter.\n")
-    for gradient, top1 in (("hard", 11.0), ("operator_masked", 22.0)):
-        options = {"name": "asl_plus", "options": {"gradient": gradient, "exact": "always"}}
-        run = {"experiment": "choices", "framework": "asl_plus", "top1": top1, "config": {"framework": options}}
-        write_run(tmp_path / "results/runs", sparsity=0.98, **run)
+    runs = tmp_path / "results/runs"
+    for method, top1 in (("feather", 55.0), ("gmp", 44.0)):
+        for epochs in (10, 30):
+            conditions = {"epochs": epochs, "label": f"shortened: {epochs} epochs"}
+            write_run(runs, experiment="methods", method=method, sparsity=0.98, top1=top1 - epochs, **conditions)
+    for p, top1 in ((2.0, 11.0), (3.0, 22.0)):
+        write_run(runs, experiment="orders", p=p, sparsity=0.98, top1=top1)
     assert run_report(tmp_path) == 0
     text = (tmp_path / "README.md").read_text()
-    assert "22.00 (1)" in text
+    assert "| feather | 25.00 (1) |" in text
+    assert "| gmp | 14.00 (1) |" in text
+    assert "shortened: 30 epochs" in text
+    assert "10 epochs" not in text
     assert "11.00" not in text
-    assert "(and 1 more setting)" in text
+    paired = list(csv.DictReader((tmp_path / "results/tables/methods_paired.csv").open()))
+    assert sorted((row["method"], row["epochs"]) for row in paired) == [("gmp", "10"), ("gmp", "30")]
+    assert "One method alone: [orders](results/tables/orders.md)." in text
     assert text.startswith("Before.")
     assert text.endswith("After.\n")
 
