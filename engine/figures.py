@@ -46,8 +46,8 @@ def curve_data(cells: list[Cell]) -> Data | None:
         return {"sparsity": cell.statistic("achieved_sparsity").mean, "mean": top1.mean, "std": top1.std, "n": top1.n}
 
     panels = []
+    names = row_names((cell.setting for cell in cells), panels=True)
     for group in comparable(cells):
-        names = row_names(cell.setting for cell in group)
         sparse = [cell for cell in group if cell.sparsity]
         lines: dict[str, list[Data]] = {}
         for cell in sparse:

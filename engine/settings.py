@@ -179,30 +179,33 @@ def method_name(setting: Setting) -> str:
     return f"{setting.method} + {setting.modifier}" if setting.modifier else setting.method
 
 
-def _kind(setting: Setting) -> tuple[str, ...]:
-    return (setting.dataset, setting.model, setting.method, setting.modifier)
+def row_names(settings: Iterable[Setting], *, panels: bool = False) -> dict[Setting, str]:
+    """Short names: the method, and of the rest only what the method's own rows differ in.
 
-
-def row_names(settings: Iterable[Setting]) -> dict[Setting, str]:
-    """Short names: the method, and of the rest only what the method's own rows differ in."""
+    Args:
+        panels: each network and label has a table of its own and all share one legend, where one setting of a method
+            has one name whatever it was trained on.
+    """
     settings = list(dict.fromkeys(settings))
     names = {}
     for setting in settings:
-        peers = [s for s in settings if _kind(s) == _kind(setting)]
+        same_method = [s for s in settings if (s.method, s.modifier) == (setting.method, setting.modifier)]
+        same_table = [s for s in same_method if (s.dataset, s.model) == (setting.dataset, setting.model)]
+        if panels:
+            same_table = [s for s in same_table if s.label == setting.label]
+        peers = same_method if panels else same_table
         parts = [method_name(setting)]
-        formats = [
-            ("framework", "{}"),
-            ("p", "p = {}"),
-            ("theta", "theta = {}"),
-            ("epochs", "{} epochs"),
-            ("batch_size", "batch {}"),
-            ("precision", "{}"),
-            ("options", "{}"),
-        ]
-        for field, form in formats:
-            if len({getattr(s, field) for s in peers}) > 1 and getattr(setting, field):
+        for field, form, others in (
+            ("framework", "{}", peers),
+            ("p", "p = {}", peers),
+            ("theta", "theta = {}", peers),
+            ("epochs", "{} epochs", same_table),
+            ("batch_size", "batch {}", same_table),
+            ("precision", "{}", same_table),
+            ("options", "{}", peers),
+            ("label", "{}", same_table),
+        ):
+            if len({getattr(s, field) for s in others}) > 1 and getattr(setting, field):
                 parts.append(form.format(getattr(setting, field)))
-        if len({s.label for s in peers}) > 1 and setting.label:
-            parts.append(setting.label)
         names[setting] = ", ".join(parts)
     return names

@@ -142,6 +142,18 @@ def test_settings_never_share_a_cell(tmp_path):
     assert any("optimizer.lr=0.2" in name for name in names.values())
 
 
+def test_a_setting_has_one_name_in_all_panels_of_the_curves(tmp_path):
+    for framework in ("global", "asl_plus"):
+        write_run(tmp_path, framework=framework, label="10 epochs")
+    write_run(tmp_path, epochs=30, label="30 epochs")  # alone in its panel: "feather" would do there
+    write_run(tmp_path, epochs=60, label="30 epochs")
+    cells, problems = cells_of(tmp_path)
+    assert not problems
+    short, long = sorted(figures.curve_data(cells)["panels"], key=lambda panel: panel["title"])
+    assert set(short["lines"]) == {"feather, asl_plus", "feather, global"}
+    assert set(long["lines"]) == {"feather, global, 30 epochs", "feather, global, 60 epochs"}
+
+
 def test_runs_of_different_labels_stand_in_tables_and_figures_of_their_own(tmp_path):
     for precision, top1 in (("bf16", 31.0), ("fp32", 32.0)):
         settings = {"precision": precision, "label": f"proxy: {precision}", "config": {"scale": "proxy"}}
