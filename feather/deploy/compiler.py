@@ -39,12 +39,14 @@ def generate(
     target: str = "native",
     batch: int = 1,
     block: int | None = None,
+    aligned: bool | None = None,
     weights: str = "fp32",
     normalization: Normalization | None = None,
 ) -> Source:
     """The C text of a network, without writing it; arguments and errors are `compile_model`'s.
 
-    ``block`` forces a number of output channels that share loads on every layer; None lets the measured costs decide.
+    ``block`` forces a number of output channels that share loads on every layer, ``aligned`` the kind of every map's
+    grid (see `layout`; where rows are too long for it, they stay as they are); None lets the measured costs decide.
     """
     if batch < 1:
         raise DeployError(f"Batch {batch}: expected at least 1")
@@ -55,7 +57,7 @@ def generate(
     if weights == "int8":
         graph = quantize(graph)
     title = f"{type(model).__name__ if isinstance(model, nn.Module) else name} compiled by feather"
-    return emit(lower(graph, chosen, batch, block), name, title, normalization)
+    return emit(lower(graph, chosen, batch, block, aligned), name, title, normalization)
 
 
 def compile_model(

@@ -5,6 +5,11 @@ serve as the right border of one row and the left border of the next. Zero rows 
 alike. A convolution of stride 1 is then ``out[i] += weight * in[i + offset]`` over one flat range of floats, the gaps
 included; a mask clears them again as the result is stored. A strided convolution reads a *view*: the input split into
 its phases (even and odd columns, for stride 2), each laid out at the pitch of the output, where the same formula holds.
+
+Most of these offsets are no multiple of a vector, and a load across two cache lines costs twice. On an *aligned* grid
+rows begin at whole vectors and need no gap for their neighbours' sake: the sums over all weights that look the same way
+along the row are shifted once, in registers, before they are added up, ``out[i] += shifted[i + shift]``, and every load
+is of a whole vector at its place.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ class Grid:
         batch, height, width: what the plane holds.
         rows, pitch: from the first row of an image to that of the next, and from a row to the next.
         vector: floats per vector of the kernels on this grid.
+        aligned: whether every row is whole vectors, so that kernels shift sums instead of loading between vectors.
     """
 
     batch: int
@@ -40,11 +46,13 @@ class Grid:
     rows: int
     pitch: int
     vector: int
+    aligned: bool = False
 
     @property
     def extent(self) -> int:
-        """Floats from the first pixel to the last, gaps included."""
-        return ((self.batch - 1) * self.rows + self.height - 1) * self.pitch + self.width
+        """Floats from the first pixel to the last, or to the end of its row where rows are whole vectors."""
+        last = self.pitch if self.aligned else self.width
+        return ((self.batch - 1) * self.rows + self.height - 1) * self.pitch + last
 
     @property
     def vectors(self) -> int:
@@ -119,10 +127,16 @@ def phase_size(size: int, stride: int, phase: int, out: int, last: int) -> int:
     return max(0, min(-(-(size - phase) // stride), out + last))
 
 
+def cells_of(size: int, stride: int, out: int, taps: Iterable[Taps]) -> int:
+    """Cells of the longest phase that windows with these taps read."""
+    pairs = {(phase, one.reach(phase)[1]) for one in taps for phase in one.phase}
+    return max(phase_size(size, stride, phase, out, last) for phase, last in pairs)
+
+
 def period(size: int, stride: int, out: int, taps: Iterable[Taps]) -> int:
     """Least distance of rows (or of images) at which the zeros between them hide each from its neighbours' windows."""
     pairs = {(phase, one.reach(phase)) for one in taps for phase in one.phase}
-    cells = max(phase_size(size, stride, phase, out, last) for phase, (_, last) in pairs)
+    cells = cells_of(size, stride, out, taps)
     # Phases lie behind one another: what one needs before it, the longest of the others must leave behind it.
     before = max(0, -min(first for _, (first, _) in pairs))
     behind = max(0, max(last for _, (_, last) in pairs))

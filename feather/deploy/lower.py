@@ -40,22 +40,23 @@ from feather.deploy.rows import row_tables
 from feather.deploy.targets import Target
 
 
-def lower(graph: Graph, target: Target, batch: int, block: int | None = None) -> Program:
+def lower(graph: Graph, target: Target, batch: int, block: int | None = None, aligned: bool | None = None) -> Program:
     """Lay out, choose kernels, plan memory.
 
     Args:
         graph: fused.
         batch: images per call, at least 1.
         block: output channels that share their loads, for all layers; None lets the cost model choose for each.
+        aligned: whether grids are, wherever they can be; None lets the cost model choose for each.
     """
-    return _Lowering(graph, target, batch, block).program
+    return _Lowering(graph, target, batch, block, aligned).program
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, target: Target, batch: int, block: int | None) -> None:
+    def __init__(self, graph: Graph, target: Target, batch: int, block: int | None, aligned: bool | None) -> None:
         self.graph, self.target, self.block = graph, target, block
         self.program = Program(target, batch, graph.shapes[graph.input], graph.shapes[graph.output])
-        self.placement = Placement(graph, target, batch)
+        self.placement = Placement(graph, target, batch, aligned)
         if len(self.program.input_shape) == 1:
             vector = self.placement.vector(graph.input)
             self.placement.add(InputStep("input", vector), vector)
@@ -96,7 +97,7 @@ class _Lowering:
                 raise TypeError(type(op).__name__)
 
     def convolution(self, op: Conv) -> None:
-        source, taps, step = self.placement.offsets(op)
+        source, taps, shifts, step = self.placement.offsets(op)
         if op.residual is not None:
             self.placement.maps_of(op.residual)
             self.placement.reuse_residual(op, self.index)
@@ -109,7 +110,7 @@ class _Lowering:
         offsets = offsets.reshape(outputs, -1) + source.lead + source.channel * source.grid.stride
         weight = op.weight.reshape(outputs, -1)
         choice = self.choose_block(op, weight, target.grid)
-        rows = row_tables(weight, offsets, choice)
+        rows = row_tables(weight, offsets, np.tile(shifts.reshape(-1), per_group), choice)
         conv = ConvStep(op.name, source, target, residual, op.activation, op.bias, rows, factors=op.scale)
         self.placement.add(conv, source, target, residual)
         nonzeros = int(np.count_nonzero(op.weight))
@@ -119,13 +120,14 @@ class _Lowering:
 
     def choose_block(self, op: Conv, weight: Array, grid: Grid) -> int:
         """Channels that share loads: many for dense weights, one for sparse ones, as the measured costs say."""
+        reading = costs.reading(grid, op.window)
         if self.block is not None:
-            return max(b for b in costs.blocks(self.target, len(weight), op.groups) if b <= self.block)
-        return costs.best_block(self.target, grid, weight, op.groups)[1]
+            return max(b for b in costs.blocks(self.target, grid, reading, len(weight), op.groups) if b <= self.block)
+        return costs.best_block(self.target, grid, reading, weight, op.groups)[1]
 
     def avg_pool(self, op: AvgPool) -> None:
         """A depthwise convolution with equal weights, or with ones and a divisor for every pixel."""
-        source, taps, step = self.placement.offsets(op)
+        source, taps, shifts, step = self.placement.offsets(op)
         target = self.placement.maps(op.output)
         uniform = bool((op.divisors == op.divisors[0, 0]).all())
         weight = np.full((target.channels, taps.size), 1 / op.divisors[0, 0] if uniform else 1, np.float32)
@@ -136,13 +138,16 @@ class _Lowering:
             scale = np.zeros(target.grid.vectors * target.grid.vector, np.float32)
             scale[target.grid.pixels()] = 1 / op.divisors
         bias = np.zeros(target.channels, np.float32)
-        rows = row_tables(weight, offsets, 1)
+        rows = row_tables(weight, offsets, shifts.reshape(-1), 1)
         self.placement.add(ConvStep(op.name, source, target, None, None, bias, rows, scale), source, target)
 
     def max_pool(self, op: MaxPool) -> None:
-        source, taps, step = self.placement.offsets(op)
+        source, taps, shifts, step = self.placement.offsets(op)
         target = self.placement.maps(op.output)
-        self.placement.add(MaxStep(op.name, source, target, step, [int(t) for t in taps.reshape(-1)]), source, target)
+        lists: dict[int, list[int]] = {}
+        for tap, shift in zip(taps.reshape(-1), shifts.reshape(-1), strict=True):
+            lists.setdefault(int(shift), []).append(int(tap))
+        self.placement.add(MaxStep(op.name, source, target, step, lists), source, target)
 
     def linear(self, op: Linear) -> None:
         source, target = self.placement.vector(op.inputs[0]), self.placement.vector(op.output)

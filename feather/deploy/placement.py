@@ -9,7 +9,7 @@ import numpy as np
 
 from feather.deploy import costs
 from feather.deploy.graph import Array, AvgPool, Concat, Conv, Graph, MaxPool, reads
-from feather.deploy.layout import LINE, Grid, Taps, period, phase_size, round_up, window_taps
+from feather.deploy.layout import LINE, Grid, Taps, cells_of, period, phase_size, round_up, window_taps
 from feather.deploy.program import Buffer, Maps, Place, Step, Vector, ViewStep
 from feather.deploy.targets import Target
 
@@ -27,8 +27,8 @@ class Placement:
         buffers: of the workspace; each knows the first and the last step that uses it.
     """
 
-    def __init__(self, graph: Graph, target: Target, batch: int) -> None:
-        self.graph, self.target, self.batch = graph, target, batch
+    def __init__(self, graph: Graph, target: Target, batch: int, aligned: bool | None = None) -> None:
+        self.graph, self.target, self.batch, self.aligned = graph, target, batch, aligned
         self.steps: list[Step] = []
         self.buffers: list[Buffer] = []
         self.places: dict[str, Place] = {}
@@ -61,6 +61,7 @@ class Placement:
         """One grid for each map size: its gaps satisfy every window that reads or writes maps of that size."""
         sizes = {self.size(name) for name, shape in self.graph.shapes.items() if len(shape) == 3}
         need = {size: list(size) for size in sizes}
+        cells = {size: size[1] for size in sizes}
         demands = [
             (self.size(op.inputs[0]), (1, 1), self.size(op.output), [window_taps(op.window)])
             for op in self.graph.ops
@@ -71,21 +72,30 @@ class Placement:
             for i in range(2):
                 least = period(size[i], stride[i], out[i], [pair[i] for pair in taps])
                 need[out][i] = max(need[out][i], least)
+            cells[out] = max(cells[out], cells_of(size[1], stride[1], out[1], [columns for _, columns in taps]))
         grids = {}
         for size, (rows, pitch) in need.items():
             widest = Grid(self.batch, *size, rows, pitch, 4).extent
             narrow = next((w for w in self.target.widths()[::-1] if w >= widest), None)
-            choices = costs.widths(self.target) if narrow is None else [narrow]
-            grids[size] = min((Grid(self.batch, *size, rows, pitch, width) for width in choices), key=self.cost)
+            widths = costs.widths(self.target) if narrow is None else [narrow]
+            plain = [Grid(self.batch, *size, rows, pitch, w) for w in widths]
+            aligned = [Grid(self.batch, *size, rows, round_up(cells[size], w), w, True) for w in self.target.widths()]
+            aligned = [grid for grid in aligned if costs.fits(self.target, grid)]
+            if self.aligned is None:
+                choices = plain + [grid for grid in aligned if costs.knows(self.target, grid)]
+            else:
+                choices = aligned if self.aligned and aligned else plain
+            grids[size] = min(choices, key=self.cost)
         return grids
 
     def cost(self, grid: Grid) -> float:
         """Nanoseconds of the convolutions onto maps of this grid."""
-        onto = [
-            op for op in self.graph.ops if isinstance(op, Conv) and self.size(op.output) == (grid.height, grid.width)
-        ]
-        weights = [(op.weight.reshape(len(op.weight), -1), op.groups) for op in onto]
-        return sum(costs.best_block(self.target, grid, weight, groups)[0] for weight, groups in weights)
+        total = 0.0
+        for op in self.graph.ops:
+            if isinstance(op, Conv) and self.size(op.output) == (grid.height, grid.width):
+                weight, reading = op.weight.reshape(len(op.weight), -1), costs.reading(grid, op.window)
+                total += costs.best_block(self.target, grid, reading, weight, op.groups)[0]
+        return total
 
     def assign_concats(self) -> None:
         """Give the parts of a concatenation their place in it: where they are written there, it costs nothing."""
@@ -191,21 +201,21 @@ class Placement:
         self.add(step, source, view)
         return view, phases
 
-    def offsets(self, op: Windowed) -> tuple[Maps, Array, int]:
-        """Where a window's cells lie: the planes, ``(rows, columns)`` offsets from a channel's first plane's pixel, and
-        the floats from one channel to the next."""
+    def offsets(self, op: Windowed) -> tuple[Maps, Array, Array, int]:
+        """Where a window's cells lie: the planes; of each cell ``(rows, columns)`` the offset from a channel's first
+        plane's pixel, and the shift along the row that remains to be done; the floats from one channel to the next."""
         source, phases = self.read(op)
         rows, columns = window_taps(op.window)
-        stride = source.grid.stride
+        grid = source.grid
         index = {(a, b): i for i, (a, b, _, _) in enumerate(phases)}
         table = [
-            [
-                index[(a, b)] * stride + q * source.grid.pitch + c
-                for b, c in zip(columns.phase, columns.shift, strict=True)
-            ]
+            [index[(a, b)] * grid.stride + q * grid.pitch for b in columns.phase]
             for a, q in zip(rows.phase, rows.shift, strict=True)
         ]
-        return source, np.asarray(table), stride * len(phases)
+        aside = np.tile(columns.shift, (len(rows.shift), 1))
+        none = np.zeros_like(aside)
+        offsets, shifts = (np.asarray(table), aside) if grid.aligned else (np.asarray(table) + aside, none)
+        return source, offsets, shifts, grid.stride * len(phases)
 
 
 def _pairs(rows: Taps, columns: Taps) -> list[tuple[int, int]]:

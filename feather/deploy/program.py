@@ -73,21 +73,23 @@ class ViewStep(Step):
 
 @dataclass
 class Rows:
-    """Output channels ``first`` onwards, ``block`` at a time, each block with its own list of taps.
+    """Output channels ``first`` onwards, ``block`` at a time, each block with a list of taps for each of ``shifts``.
 
-    ``pointers[i]`` to ``pointers[i + 1]`` are block i's entries of ``offsets`` (floats from the input's base) and of
-    ``weights``, ``(entries, block)``.
+    ``pointers[j]`` to ``pointers[j + 1]``, j = i * len(shifts) + s, are the entries of block i and shift s in
+    ``offsets`` (floats from the input's base) and in ``weights``, ``(entries, block)``. Their sum goes to the pixels
+    that lie ``shifts[s]`` to the left of where it was taken.
     """
 
     first: int
     block: int
+    shifts: tuple[int, ...]
     pointers: NDArray[np.uint32]
     offsets: NDArray[np.uint32]
     weights: Array
 
     @property
     def blocks(self) -> int:
-        return len(self.pointers) - 1
+        return (len(self.pointers) - 1) // len(self.shifts)
 
 
 @dataclass
@@ -109,12 +111,15 @@ class ConvStep(Step):
 
 @dataclass
 class MaxStep(Step):
-    """``target = largest of source[offset]`` for every channel; ``channel_stride`` floats between their sources."""
+    """``target = largest of source[offset]`` for every channel; ``channel_stride`` floats between their sources.
+
+    ``offsets`` lists those of each shift, as for `Rows`.
+    """
 
     source: Maps
     target: Maps
     channel_stride: int
-    offsets: list[int]
+    offsets: dict[int, list[int]]
 
 
 @dataclass

@@ -47,9 +47,12 @@ def _convolution(writer: Writer, step: ConvStep) -> str:
         out = f"{writer.at(step.target)} + {rows.first * grid.stride}"
         res = "0" if step.residual is None else f"{writer.at(step.residual)} + {rows.first * grid.stride}"
         body, done, tiles = [], 0, 0
-        for vectors, count in costs.tiles(program.target, grid, rows.block):
-            added, quantized = step.residual is not None, step.factors is not None
-            kernel = ConvKernel(grid.vector, vectors, rows.block, index, added, step.activation, finish, quantized)
+        in_row = grid.pitch // grid.vector
+        for vectors, count in costs.tiles(program.target, grid, rows.block, rows.shifts != (0,)):
+            kernel = ConvKernel(
+                grid.vector, vectors, rows.block, index, step.residual is not None, step.activation, finish,
+                step.factors is not None, rows.shifts, in_row,
+            )  # fmt: skip
             name = writer.kernel(kernel)
             size = vectors * grid.vector
             at = f"{done} + (tile - {tiles}) * {size}"
@@ -68,18 +71,20 @@ def _convolution(writer: Writer, step: ConvStep) -> str:
 
 def _max_pool(writer: Writer, step: MaxStep) -> str:
     grid = step.target.grid
-    offsets = f"DATA(i32, {writer.data.add(np.asarray(step.offsets, np.int32))})"
+    shifts, lists = tuple(step.offsets), list(step.offsets.values())
+    offsets = f"DATA(i32, {writer.data.add(np.concatenate(lists).astype(np.int32))})"
+    pointers = f"DATA(i32, {writer.data.add(np.cumsum([0, *map(len, lists)]).astype(np.int32))})"
     mask = "0" if grid.dense else f"DATA(i32, {writer.mask(grid)})"
     body, done, tiles = [], 0, 0
-    for vectors, count in costs.tiles(writer.program.target, grid, 1):
-        name = writer.kernel(MaxKernel(grid.vector, vectors, not grid.dense))
+    for vectors, count in costs.tiles(writer.program.target, grid, 1, shifts != (0,)):
+        name = writer.kernel(MaxKernel(grid.vector, vectors, not grid.dense, shifts, grid.pitch // grid.vector))
         size = vectors * grid.vector
         at = f"{done} + (tile - {tiles}) * {size}"
         body.append(
             (
                 count,
                 f"{name}({writer.at(step.source)} + {at}, {writer.at(step.target)} + {at}, {offsets}, "
-                f"{len(step.offsets)}, {_shift(mask, at)}, {step.channel_stride}, "
+                f"{pointers}, {_shift(mask, at)}, {step.channel_stride}, "
                 f"{grid.stride}, first, last);",
             )
         )

@@ -31,7 +31,8 @@ from feather.deploy.kernels import ConvKernel, types  # noqa: E402
 from feather.deploy.targets import TARGETS, Target, runs_here  # noqa: E402
 
 PLANES, BLOCKS = 64, 64
-ENTRIES = (8, 64)  # per group of channels: two points of a line
+ENTRIES = (9, 66)  # per group of channels: two points of a line
+SHIFTS = (0, -1, 1)  # of a window of three columns
 TYPES = """
 #include <stdint.h>
 typedef float f32 __attribute__((may_alias));
@@ -51,18 +52,22 @@ def nanoseconds(call: Callable[[], object], repeats: int = 400) -> float:
     return min(times)
 
 
-def source(target: Target) -> tuple[str, list[tuple[int, int, str]]]:
-    """C with one exported function per kernel, and (block, vectors, name) of each."""
-    text, kernels = [TYPES, types(target.floats)], []
+def source(target: Target) -> tuple[str, list[tuple[str, int, int, str]]]:
+    """C with one exported function per kernel, and (reading, block, vectors, name) of each."""
+    text, kernels, known = [TYPES, types(target.floats)], [], set()
     parameters = "const f32 *i, f32 *o, const u16 *a, const f32 *w, const u32 *p, const f32 *b, long s, int n"
-    for block, most in target.tiles.items():
-        for vectors in sorted({1, 2, most // 2, most} - {0}):
-            if vectors > most:
-                continue
-            kernel = ConvKernel(target.floats, vectors, block, "u16", False, None, "")
-            call = f"{kernel.name}(i, o, 0, a, w, p, b, 0, 0, 0, s, 0, n)"
-            text += [kernel.text(), f"void time_{kernel.name}({parameters}) {{ {call}; }}"]
-            kernels.append((block, vectors, f"time_{kernel.name}"))
+    for reading in costs.READINGS:
+        shifts = SHIFTS if reading == "shifted" else (0,)
+        for block in target.tiles:
+            most = costs.most_vectors(target, block, reading == "shifted")
+            for vectors in sorted({1, 2, most // 2, most} & set(range(1, most + 1))):
+                kernel = ConvKernel(target.floats, vectors, block, "u16", False, None, "", shifts=shifts)
+                name = f"time_{kernel.name}"
+                if name not in known:
+                    call = f"{kernel.name}(i, o, 0, a, w, p, b, 0, 0, 0, s, 0, n)"
+                    text += [kernel.text(), f"void {name}({parameters}) {{ {call}; }}"]
+                known.add(name)
+                kernels.append((reading, block, vectors, name))
     text += [helpers.DOT.replace("@", str(target.floats)), helpers.GATHER.replace("@", "u16").replace("$", "f32")]
     text += [
         "f32 time_dot(const f32 *x, const f32 *w, int n) { return dot(x, w, n); }",
@@ -71,16 +76,11 @@ def source(target: Target) -> tuple[str, list[tuple[int, int, str]]]:
     return "\n".join(text), kernels
 
 
-WIDTHS = {"avx512": (16, 8)}
-"""Floats of a vector that are measured where it is not the widest alone."""
-
-
 def measure(target: Target) -> dict[str, Any]:
     """The numbers of one target."""
-    widths = WIDTHS.get(target.name, (target.floats,))
-    found = [measure_width(replace(target, floats=width)) for width in widths]
-    kernels = {str(width): table["convolution"] for width, table in zip(widths, found, strict=True)}
-    return {"convolution": kernels, "linear": found[0]["linear"]}
+    found = {str(width): measure_width(replace(target, floats=width)) for width in target.widths()}
+    kernels = {reading: {width: table[reading] for width, table in found.items()} for reading in costs.READINGS}
+    return {**kernels, "linear": found[str(target.floats)]["linear"]}
 
 
 def measure_width(target: Target) -> dict[str, Any]:
@@ -91,30 +91,30 @@ def measure_width(target: Target) -> dict[str, Any]:
         path = Path(directory) / "kernels.c"
         path.write_text(text)
         library = ctypes.CDLL(str(build_library(path, target)))
-    points: dict[int, list[tuple[int, float, float]]] = {}
-    for block, vectors, name in kernels:
+    points: dict[str, dict[int, list[tuple[int, float, float]]]] = {reading: {} for reading in costs.READINGS}
+    for reading, block, vectors, name in kernels:
         plane = vectors * target.floats
-        planes = generator.standard_normal((PLANES + 2) * plane).astype(np.float32)
+        planes = aligned((PLANES + 2) * plane)
+        planes[:] = generator.standard_normal(len(planes))
         output = aligned(BLOCKS * block * plane)
         bias = np.zeros(BLOCKS * block, np.float32)
+        lists = len(SHIFTS) if reading == "shifted" else 1
         times = []
         for entries in ENTRIES:
-            places = generator.integers(0, PLANES, (BLOCKS, entries)) * plane + generator.integers(
-                0, 3, (BLOCKS, entries)
-            )
+            places = generator.integers(0, PLANES, (BLOCKS * lists, entries // lists)) * plane
+            if reading == "between":
+                places += generator.integers(0, 3, places.shape)
             offsets = np.sort(places, axis=1).astype(np.uint16)
             weights = generator.standard_normal(BLOCKS * entries * block).astype(np.float32)
-            pointers = (np.arange(BLOCKS + 1) * entries).astype(np.uint32)
+            pointers = (np.arange(BLOCKS * lists + 1) * (entries // lists)).astype(np.uint32)
             arrays = [planes, output, offsets, weights, pointers, bias]
             arguments = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
             function = getattr(library, name)
             times.append(nanoseconds(lambda f=function, a=arguments, s=plane: f(*a, ctypes.c_long(s), BLOCKS)) / BLOCKS)
         entry = (times[1] - times[0]) / (ENTRIES[1] - ENTRIES[0])
-        points.setdefault(block, []).append((vectors, entry, max(0.0, times[0] - ENTRIES[0] * entry)))
-    return {
-        "convolution": {str(block): fit(found) for block, found in points.items()},
-        "linear": linear(library, generator),
-    }
+        points[reading].setdefault(block, []).append((vectors, entry, max(0.0, times[0] - ENTRIES[0] * entry)))
+    tables = {reading: {str(block): fit(found) for block, found in of.items()} for reading, of in points.items()}
+    return {**tables, "linear": linear(library, generator)}
 
 
 def fit(points: list[tuple[int, float, float]]) -> dict[str, float]:
@@ -154,7 +154,7 @@ def main() -> None:
     surroundings = environment()
     for name in args.targets:
         content["targets"][name] = {**measure(TARGETS[name]), "hardware": surroundings["hardware"]}
-        print(name, json.dumps(content["targets"][name]["convolution"]))
+        print(name, json.dumps(content["targets"][name]["shifted"]))
     content["others_like"] = "avx2" if "avx2" in content["targets"] else args.targets[0]
     costs.FILE.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written to {costs.FILE}")

@@ -82,7 +82,7 @@ def _floor(step: ConvStep, target: Target, cycle: float) -> dict[str, float]:
     grid, loads, products, useful = step.target.grid, 0, 0, 0
     for rows in step.rows:
         entries = len(rows.offsets)
-        vectors = sum(size * count for size, count in costs.tiles(target, grid, rows.block))
+        vectors = sum(size * count for size, count in costs.tiles(target, grid, rows.block, rows.shifts != (0,)))
         loads += entries * vectors
         products += entries * vectors * rows.block
         useful += int(np.count_nonzero(rows.weights)) * grid.height * grid.width

@@ -39,6 +39,7 @@ from tests.deploy.tools import (
 )
 
 # Each example runs a compiler: no shrinking, which would take minutes.
+ALIGNED = st.sampled_from([None, True, False])
 COMPILED = settings(deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate))
 
 
@@ -55,10 +56,24 @@ def small_images() -> Tensor:
     return digits(4, 13)[..., :11].contiguous()
 
 
+@pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("target", NATIVE)
-def test_every_layer(target: str) -> None:
+def test_every_layer(target: str, aligned: bool) -> None:
     needs_compiler()
-    check(every_layer(), small_images(), target, flags=SANITIZERS if target == "c" else ("-O1",))
+    flags = SANITIZERS if target == "c" else ("-O1",)
+    check(every_layer(), small_images(), target, aligned=aligned, flags=flags)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+@pytest.mark.parametrize("width", [16, 13, 3])  # of rows: whole vectors, with a gap, less than one of AVX2
+def test_sums_are_shifted_by_any_number_of_pixels(width: int, kernel: int) -> None:
+    """Seven columns dilated by three look beyond both ends of every row, and across several vectors."""
+    needs_compiler()
+    torch.manual_seed(kernel)
+    dilated = nn.Conv2d(3, 6, (1, kernel), padding=(0, 3 * (kernel // 2)), dilation=(1, 3))
+    model = nn.Sequential(dilated, nn.ReLU(), nn.MaxPool2d((3, kernel), 1, (1, kernel // 2)), nn.Conv2d(6, 2, 3, 1, 1))
+    for target in NATIVE:
+        check(model.eval(), torch.randn(2, 3, 5, width), target, batch=2, aligned=True)
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
@@ -100,26 +115,29 @@ def test_a_channel_that_hardly_varies_is_no_further_from_the_truth_than_in_pytor
 
 
 @settings(COMPILED, max_examples=3)
-@given(networks(), st.sampled_from(NATIVE), st.sampled_from([1, 3]), st.sampled_from([None, 1, 2, 4]))
-def test_random_networks(case: Case, target: str, batch: int, block: int | None) -> None:
+@given(networks(), st.sampled_from(NATIVE), st.sampled_from([1, 3]), st.sampled_from([None, 1, 2, 4]), ALIGNED)
+def test_random_networks(case: Case, target: str, batch: int, block: int | None, aligned: bool | None) -> None:
     needs_compiler()
-    check(case.model, case.images, target, batch=batch, block=block)
+    check(case.model, case.images, target, batch=batch, block=block, aligned=aligned)
 
 
 @pytest.mark.long
 @settings(COMPILED, max_examples=150)
-@given(networks(), st.sampled_from(NATIVE), st.sampled_from([1, 3]), st.sampled_from([None, 1, 2, 4]))
-def test_many_random_networks_under_sanitizers(case: Case, target: str, batch: int, block: int | None) -> None:
+@given(networks(), st.sampled_from(NATIVE), st.sampled_from([1, 3]), st.sampled_from([None, 1, 2, 4]), ALIGNED)
+def test_many_random_networks_under_sanitizers(
+    case: Case, target: str, batch: int, block: int | None, aligned: bool | None
+) -> None:
     needs_compiler()
-    check(case.model, case.images, target, batch=batch, block=block, flags=SANITIZERS)
+    check(case.model, case.images, target, batch=batch, block=block, aligned=aligned, flags=SANITIZERS)
 
 
 @pytest.mark.long
 @settings(COMPILED, max_examples=40)
-@given(networks(), st.sampled_from([1, 3]), st.sampled_from([None, 1, 2, 4]))
-def test_random_networks_on_arm(case: Case, batch: int, block: int | None) -> None:
+@given(networks(), st.sampled_from([1, 3]), st.sampled_from([None, 1, 2, 4]), ALIGNED)
+def test_random_networks_on_arm(case: Case, batch: int, block: int | None, aligned: bool | None) -> None:
     needs_arm_tools()
-    check(case.model, case.images, "neon", batch=batch, block=block, flags=("-O1", "-static"), emulator=ARM)
+    flags = ("-O1", "-static")
+    check(case.model, case.images, "neon", batch=batch, block=block, aligned=aligned, flags=flags, emulator=ARM)
 
 
 @pytest.mark.long

@@ -290,17 +290,37 @@ def test_vectors_are_as_wide_as_is_cheaper(cheaper: int, monkeypatch: pytest.Mon
         one = dict.fromkeys(("entry", "entry_vector", "group", "group_vector"), 1.0 if width == cheaper else 10.0)
         return dict.fromkeys(("1", "2", "4", "8"), one)
 
-    measured = {"convolution": {"16": table(16), "8": table(8)}, "linear": {"dense": 1.0, "sparse": 1.0}}
+    tables = {"16": table(16), "8": table(8)}
+    measured = {"between": tables, "aligned": tables, "shifted": {}, "linear": {"dense": 1.0, "sparse": 1.0}}
     monkeypatch.setattr(costs, "_measured", lambda target: measured)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
     text = generate(model, (3, 8, 8), name="net", target="avx512").c
     assert {int(width) for width in re.findall(r"\bconv_(\d+)x", text)} == {cheaper}
 
 
+@pytest.mark.parametrize("cheaper", ["shifted", "between"])
+def test_sums_are_shifted_where_that_is_cheaper(cheaper: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tables(reading: str) -> dict[str, dict[str, dict[str, float]]]:
+        one = dict.fromkeys(("entry", "entry_vector", "group", "group_vector"), 1.0 if reading == cheaper else 10.0)
+        return {"16": dict.fromkeys(("1", "2", "4", "8"), one)}
+
+    measured = {reading: tables(reading) for reading in costs.READINGS}
+    monkeypatch.setattr(costs, "_measured", lambda target: measured)
+    text = generate(nn.Conv2d(3, 8, 3, padding=1), (3, 16, 16), name="net", target="avx512").c
+    assert ("shuffle16(e0" in text) == (cheaper == "shifted")
+    long_rows = generate(nn.Conv2d(3, 8, 3, padding=1), (3, 4, 300), name="net", target="avx512").c
+    assert "shuffle16(e0" not in long_rows  # a row of 19 vectors, twice, exceeds the registers
+
+
 def test_every_target_has_costs() -> None:
-    grid = Grid(1, 8, 8, 9, 9, 4)
+    grids = {
+        "between": Grid(1, 8, 8, 9, 9, 4),
+        "aligned": Grid(1, 8, 8, 9, 9, 4),
+        "shifted": Grid(1, 8, 4, 9, 4, 4, True),
+    }
     for target in TARGETS.values():
-        assert all(0 < convolution(target, grid, block, 4, 100) < 1e6 for block in target.tiles)
+        for reading, grid in grids.items():
+            assert all(0 < convolution(target, grid, reading, block, 4, 100) < 1e6 for block in target.tiles)
         assert linear_is_sparse(target, 10_000, 10)
         assert not linear_is_sparse(target, 10_000, 9_000)
 

@@ -83,10 +83,12 @@ def settle(model: nn.Module, images: Tensor) -> nn.Module:
 
 def run_program(
     model: nn.Module, images: Tensor, directory: Path, target: str, *, batch: int = 1, block: int | None = None,
-    flags: tuple[str, ...] = ("-O1",), emulator: tuple[str, ...] = (),
+    aligned: bool | None = None, flags: tuple[str, ...] = ("-O1",), emulator: tuple[str, ...] = (),
 ) -> Floats:  # fmt: skip
     """Generate C, compile it with the harness to a program, run that, and return its results."""
-    source = generate(model, tuple(images.shape[1:]), name="net", target=target, batch=batch, block=block)
+    source = generate(
+        model, tuple(images.shape[1:]), name="net", target=target, batch=batch, block=block, aligned=aligned
+    )
     program = build(source, directory, buildable(target), flags)
     return run(program, images.numpy(), source, emulator)[0]
 
