@@ -50,8 +50,8 @@ def page_data(
     for experiment in experiments:
         data["experiments"].append(_experiment(experiment))
         places: dict[tuple[Setting, float], int] = {}
+        names = row_names((cell.setting for cell in tables.all_cells(experiment)), panels=True)
         for group in comparable(tables.all_cells(experiment)):
-            names = row_names(cell.setting for cell in group)
             for cell in group:
                 places[cell.setting, cell.sparsity] = len(data["cells"])
                 described = _cell(experiment, cell, names[cell.setting], link)
