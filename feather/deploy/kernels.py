@@ -283,7 +283,8 @@ class MaxKernel:
         return "\n".join(lines)
 
     def larger(self, a: str, x: str) -> str:
-        return f"{a} = select{self.width}({a} < {x}, {x}, {a});"
+        """The larger of two into ``a``; a NaN is larger than anything, as in PyTorch."""
+        return f"{a} = select{self.width}(({a} > {x}) | ({a} != {a}), {a}, {x});"
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,18 @@ def test_empty_and_dense_layers(density: float) -> None:
     check(every_layer(density), small_images(), NATIVE[0], batch=2)
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_nan_goes_through_max_pooling_as_in_pytorch(aligned: bool) -> None:
+    needs_compiler()
+    images = torch.randn(2, 3, 9, 14)
+    images[0, 1, 4, 7] = images[1, 2, 0, 13] = float("nan")
+    model = nn.MaxPool2d(3, 2, 1)
+    for target in NATIVE:
+        with tempfile.TemporaryDirectory() as directory:
+            found = run_program(model, images, Path(directory), target, aligned=aligned)
+        np.testing.assert_array_equal(found.reshape(2, 3, 5, 7), model(images).numpy())
+
+
 def test_every_layer_on_arm() -> None:
     needs_arm_tools()
     check(every_layer(), small_images(), "neon", flags=("-O1", "-static"), emulator=ARM)
