@@ -91,6 +91,8 @@ def test_resumed_offline_run_has_each_step_once(tmp_path: Path) -> None:
     for epoch in range(1, 5):
         first.log(record(epoch), 10 * epoch)
     first.finish()
+    # Waits for W&B's own process, which would write on into the folder that is set aside next.
+    assert [entry["step"] for entry in logged(tmp_path)] == [10, 20, 30, 40]
     # The last checkpoint was that of epoch 3; epoch 4 is trained and logged again.
     resumed = start(tmp_path, history=[record(epoch) for epoch in range(1, 4)])
     for epoch in range(4, 7):
