@@ -24,9 +24,9 @@ import feather
 from engine.benchmarks.base import Row
 from engine.benchmarks.plain import Batches, test_batches, training_batches
 from engine.comparisons import interval
-from engine.config import LRScheduleConfig
+from engine.config import LRScheduleConfig, OptimizerConfig
 from engine.data.small import RECIPES, load_split
-from engine.optimization import learning_rate
+from engine.optimization import create_optimizer, learning_rate
 from engine.results import Statistic
 from models import create_model
 
@@ -80,7 +80,7 @@ def _as_train_does(options: Sequence[str], device: torch.device) -> tuple[dict[s
 
 def plainly(config: dict[str, Any], device: torch.device, data: Path) -> float:
     """Train what a configuration of ``train.py`` asks for in the plain way; top-1 in percent after the last epoch."""
-    dataset, trainer, sgd = config["dataset"], config["trainer"], config["optimizer"]
+    dataset, trainer = config["dataset"], config["trainer"]
     recipe = RECIPES[dataset["name"]]
     train, test = (
         load_split(dataset["name"], data, False, train=train).pooled(dataset["image_size"] or recipe.image_shape[1])
@@ -89,12 +89,9 @@ def plainly(config: dict[str, Any], device: torch.device, data: Path) -> float:
     torch.manual_seed(config["seed"])
     model = create_model(config["model"]["name"], num_classes=recipe.num_classes, **config["model"]["options"])
     model.to(device)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": sgd["weight_decay"]}, {"params": others, "weight_decay": 0.0}],
-        lr=sgd["lr"], momentum=sgd["momentum"], nesterov=sgd["nesterov"], foreach=False,
-    )  # fmt: skip
+    optimizer = create_optimizer(model, OptimizerConfig(**config["optimizer"]))
+    for group in optimizer.param_groups:
+        group["foreach"] = False
     batches = training_batches(train, recipe, trainer["batch_size"])
     steps = trainer["epochs"] * len(batches)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
