@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from feather.frameworks import Framework
-from feather.operator import p_threshold, scale_pruned_gradient
+from feather.operator import p_threshold, p_threshold_all, scale_pruned_gradient
 from feather.schedule import Schedule
 
 
@@ -39,8 +39,8 @@ class Method(ABC):
         """Prepare the forward pass that follows ``step`` optimizer steps, from the dense ``weights``."""
 
     @abstractmethod
-    def forward(self, index: int, weight: Tensor) -> Tensor:
-        """The sparse weight of the dense ``weight`` number ``index``, same shape and type."""
+    def forward(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
+        """The sparse weight of each of the dense ``weights``, same shape and type."""
 
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
         """The gradient of dense weight number ``index`` from ``grad``, that of ``sparse_weight``."""
@@ -115,8 +115,25 @@ class Thresholding(Method):
             self.framework.update(weights, step)
             self._thresholds = self.framework.thresholds(weights, sparsity)
 
-    def forward(self, index: int, weight: Tensor) -> Tensor:
-        return p_threshold(weight, self._thresholds[index], self.p) if self.active else weight
+    def forward(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
+        if not self.active:
+            return weights
+        if weights[0].device.type == "cpu":
+            return self._forward_together(weights)
+        return (p_threshold(w, t, self.p) for w, t in zip(weights, self._thresholds, strict=True))
+
+    def _forward_together(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
+        """Those of one type and threshold at once: half the time where layers are as small as in a CIFAR network."""
+        alike: dict[tuple[torch.dtype, int], list[int]] = {}
+        for index, (weight, threshold) in enumerate(zip(weights, self._thresholds, strict=True)):
+            alike.setdefault((weight.dtype, id(threshold)), []).append(index)
+        sparse = list(weights)
+        for indices in alike.values():
+            threshold = self._thresholds[indices[0]]
+            some = p_threshold_all([weights[i] for i in indices], threshold, self.p)
+            for index, weight in zip(indices, some, strict=True):
+                sparse[index] = weight
+        return sparse
 
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
         return scale_pruned_gradient(grad, sparse_weight, self.theta) if self.active else grad
@@ -175,8 +192,8 @@ class FixedMask(Method):
     def update(self, weights: Sequence[Tensor], step: int) -> None:
         self.masks = [mask.to(weight.device) for mask, weight in zip(self.masks, weights, strict=True)]
 
-    def forward(self, index: int, weight: Tensor) -> Tensor:
-        return torch.where(self.masks[index], weight, 0)
+    def forward(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
+        return (torch.where(mask, weight, 0) for mask, weight in zip(self.masks, weights, strict=True))
 
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
         return torch.where(self.masks[index], grad, 0)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from feather.flat import flatten, joined
 from feather.operator import compute_dtype, numpy_reads_tensors
 
 ALGORITHMS = ("auto", "sort", "counting")
@@ -48,14 +49,16 @@ def magnitude_quantile(weights: Sequence[Tensor], sparsity: float, *, algorithm:
     position = (size - 1) * sparsity
     rank = math.floor(position)
     ranks = (rank, min(rank + 1, size - 1))
-    flat = [_flat(weight.detach()) for weight in weights]
+    weights = [weight.detach() for weight in weights]
     dtype = torch.float64 if any(compute_dtype(w.dtype) == torch.float64 for w in weights) else torch.float32
-    if algorithm == "auto" and flat[0].device.type == "cpu" and numpy_reads_tensors():
+    if algorithm == "auto" and weights[0].device.type == "cpu" and numpy_reads_tensors():
+        whole = joined(weights)
+        flat = [whole] if whole is not None else [flatten(weight) for weight in weights]
         lower, upper = _by_partition(flat, dtype, ranks)
     elif algorithm == "sort" or (algorithm == "auto" and size < _SORT_BELOW):
-        lower, upper = _by_sorting(flat, dtype, ranks)
+        lower, upper = _by_sorting([flatten(weight) for weight in weights], dtype, ranks)
     else:
-        lower, upper = _by_counting(flat, dtype, ranks)
+        lower, upper = _by_counting([flatten(weight) for weight in weights], dtype, ranks)
     threshold = torch.lerp(lower, upper, position - rank)
     below_upper = torch.nextafter(upper, torch.zeros_like(upper))
     return torch.where(lower < upper, torch.minimum(threshold, below_upper), threshold)
@@ -104,9 +107,3 @@ def _by_counting(flat: Sequence[Tensor], dtype: torch.dtype, ranks: tuple[int, i
 
 def _integer(dtype: torch.dtype) -> torch.dtype:
     return torch.int64 if dtype == torch.float64 else torch.int32
-
-
-def _flat(weight: Tensor) -> Tensor:
-    """All elements in memory order: a view where the memory is dense (contiguous, channels_last), else a copy."""
-    order = sorted(range(weight.ndim), key=weight.stride, reverse=True)
-    return weight.permute(order).reshape(-1)

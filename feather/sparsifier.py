@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from feather.flat import pack
 from feather.method import Method
 from feather.modifiers import Modifier
 from feather.operator import compute_dtype
@@ -61,7 +62,7 @@ class Sparsifier:
         self._idle = method.sparsity == 0  # a dense run: no second copy, and no hooks but a modifier's
         self._dense = [p.detach() for p in self._parameters]
         if not self._idle:
-            self._dense = [method.encode(index, weight).clone() for index, weight in enumerate(self._dense)]
+            self._dense = pack([method.encode(index, weight) for index, weight in enumerate(self._dense)])
         self._holds_dense = True  # what the Parameters hold now
         self._in_dense = False  # inside `with sparsifier.dense():`
         self._load_call: tuple[nn.Module, list[str]] | None = None  # the load_state_dict call that is under way
@@ -161,8 +162,8 @@ class Sparsifier:
         method = copy.deepcopy(self.method)
         method.update(weights, self.step)
         with torch.no_grad():
-            for index, (parameter, weight) in enumerate(zip(others, weights, strict=True)):
-                parameter.copy_(method.forward(index, weight))
+            for parameter, sparse in zip(others, method.forward(weights), strict=True):
+                parameter.copy_(sparse)
 
     def finalize(self, *, at_once: bool = False) -> SparsityReport:
         """End sparse training: check the target and remove every hook; the model keeps its sparse weights.
@@ -352,8 +353,8 @@ class Sparsifier:
             if not self._holds_dense:
                 torch._foreach_copy_(self._tensors, self._dense)
         else:
-            for index, (parameter, weight) in enumerate(zip(self._parameters, self._dense, strict=True)):
-                parameter.copy_(self.method.forward(index, weight))
+            for parameter, sparse in zip(self._parameters, self.method.forward(self._dense), strict=True):
+                parameter.copy_(sparse)
         self._holds_dense = not self.method.active
         self._versions = self._current_versions()
 
@@ -372,16 +373,14 @@ class Sparsifier:
         if self._idle:
             self._dense = [parameter.detach() for parameter in self._parameters]
             return False
-        moved = False
-        for index, (parameter, weight) in enumerate(zip(self._parameters, self._dense, strict=True)):
-            if (parameter.device, parameter.dtype, parameter.stride()) != (
-                weight.device,
-                weight.dtype,
-                weight.stride(),
-            ):
-                self._dense[index] = torch.empty_like(parameter).copy_(weight).detach()
-                moved = True
+        moved = any(
+            (parameter.device, parameter.dtype, parameter.stride()) != (weight.device, weight.dtype, weight.stride())
+            for parameter, weight in zip(self._parameters, self._dense, strict=True)
+        )
         if moved:
+            before, self._dense = self._dense, pack([parameter.detach() for parameter in self._parameters])
+            for weight, old in zip(self._dense, before, strict=True):
+                weight.copy_(old)
             self.method.update(self._dense, self.step)
         return moved
 
@@ -405,10 +404,11 @@ class Sparsifier:
             return
         if self._idle:
             return
-        for index, (parameter, version) in enumerate(zip(self._parameters, self._versions, strict=True)):
-            if parameter._version == version and not by_value:
-                continue
-            if torch.equal(parameter, self.method.forward(index, self._dense[index])):
+        if not by_value and self._versions == self._current_versions():
+            return
+        for index, sparse in enumerate(self.method.forward(self._dense)):
+            parameter = self._parameters[index]
+            if torch.equal(parameter, sparse):
                 continue
             if self._holds_dense:  # nothing is pruned yet: initialised, or broadcast by DDP, after create
                 self._dense[index].copy_(parameter)
@@ -500,8 +500,8 @@ class Sparsifier:
             # a resumed checkpoint may bring the very sparse weights that this state shows
             changed = [
                 index
-                for index in sorted(loaded)
-                if not torch.equal(self._parameters[index], self.method.forward(index, self._dense[index]))
+                for index, sparse in enumerate(self.method.forward(self._dense))
+                if index in loaded and not torch.equal(self._parameters[index], sparse)
             ]
             for index in changed:
                 self._dense[index].copy_(self.method.encode(index, self._parameters[index]))

@@ -3,6 +3,7 @@
     python scripts/bench.py [PART ...]      measure, write results/benchmarks/*.json and their table
     python scripts/bench.py --check         measure briefly, fail where a ratio is worse than the committed one
     python scripts/bench.py --table         make the table anew from the committed measurements; measure nothing
+    python scripts/bench.py --tag NAME      the same on another kind of machine, in files of its own: PART.NAME.json
 
 Parts: selection, overhead, choices, throughput, accuracy, data, start, scaling, reliability. Ratios are the result:
 of pairs that alternate, mostly in one process. Exit status: 0 done; 1 a regression, told in one sentence; 2 wrong
@@ -57,27 +58,34 @@ def table(directory: Path) -> str:
              "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     words = {True: "yes", False: "no", None: ""}
     for part in PARTS:
-        path = directory / f"{part}.json"
-        if not path.exists():
+        paths = [*directory.glob(f"{part}.json"), *sorted(directory.glob(f"{part}.*.json"))]
+        if not paths:
             lines.append(f"| {part} | not measured | | | | `python scripts/bench.py {part}` |")
-            continue
-        content = json.loads(path.read_text())
-        hardware = content["hardware"]
-        machine = hardware["gpu"] if content["device"].startswith("cuda") else hardware["cpu"]
-        machine += f", {hardware['threads']} threads, {content['clock']} seconds"
-        for row in content["rows"]:
-            sign = {"lower": "<=", "higher": ">="}[row["better"]]
-            target = "" if row["target"] is None else f"{sign} {row['target']:g}"
-            cells = (row["name"], f"{row['ratio']:.3g}", target, words[reaches(row)], machine, f"[{part}]({path.name})")
-            lines.append(f"| {' | '.join(cells)} |")
+        for path in paths:
+            content = json.loads(path.read_text())
+            for row in content["rows"]:
+                sign = {"lower": "<=", "higher": ">="}[row["better"]]
+                target = "" if row["target"] is None else f"{sign} {row['target']:g}"
+                cells = (row["name"], f"{row['ratio']:.3g}", target, words[reaches(row)], machine(content))
+                lines.append(f"| {' | '.join(cells)} | [{path.stem}]({path.name}) |")
     return "\n".join(lines) + "\n"
 
 
-def regressions(part: str, rows: list[dict[str, Any]], directory: Path) -> list[str]:
-    """One sentence for each row that is worse than the committed one."""
+def machine(content: dict[str, Any]) -> str:
+    """Where a part was measured."""
+    hardware = content["hardware"]
+    name = (
+        hardware["gpu"]
+        if content["device"].startswith("cuda")
+        else f"{hardware['cpu']}, {hardware['cpu_instructions']}"
+    )
+    return f"{name}, {hardware['threads']} threads, {content['clock']} seconds"
+
+
+def regressions(path: Path, rows: list[dict[str, Any]]) -> list[str]:
+    """One sentence for each row that is worse than the committed one in ``path``."""
     from engine.benchmarks.base import is_worse
 
-    path = directory / f"{part}.json"
     if not path.exists():
         return []
     committed = {row["name"]: row for row in json.loads(path.read_text())["rows"]}
@@ -103,6 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--photos", type=Path, help="folder of JPEGs for the photograph pipeline")
     parser.add_argument("--out", type=Path, default=OUT, help="default: results/benchmarks")
+    parser.add_argument("--tag", default="", help="of the machine, such as avx2, in the names of its files")
     options = parser.parse_args(arguments)
     for part in options.parts:
         if part not in PARTS:
@@ -120,16 +129,18 @@ def main(arguments: list[str] | None = None) -> int:
         use_clock(options.clock)
         surroundings = environment()
         for part in options.parts or PARTS:
+            path = options.out / ".".join(filter(None, (part, options.tag, "json")))
             rows = measure(part, options)
             for row in rows:
                 print(f"{row['name']:44} {row['ratio']:.3f}", flush=True)
             if options.check:
-                problems += regressions(part, rows, options.out)
+                problems += regressions(path, rows)
             else:
                 head = {"format": 1, "device": options.device, "clock": options.clock}
                 command = f"python scripts/bench.py {part} --clock {options.clock} --device {options.device}"
                 command += f" --pairs {options.pairs}" if part == "overhead" else ""
-                write_json(options.out / f"{part}.json", {**head, **surroundings, "command": command, "rows": rows})
+                command += f" --tag {options.tag}" if options.tag else ""
+                write_json(path, {**head, **surroundings, "command": command, "rows": rows})
     if not options.check:
         (options.out / "README.md").write_text(table(options.out))
         print(f"Written: {options.out}")

@@ -8,7 +8,7 @@ of the full target (pruned weights become 0) and keeps its mask; a dense phase l
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -46,8 +46,10 @@ class ACDC(Method):
         for mask, weight in zip(self.masks, weights, strict=True):
             weight.masked_fill_(~mask, 0)
 
-    def forward(self, index: int, weight: Tensor) -> Tensor:
-        return weight.masked_fill(~self.masks[index], 0) if self.active else weight
+    def forward(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
+        if not self.active:
+            return weights
+        return (weight.masked_fill(~mask, 0) for mask, weight in zip(self.masks, weights, strict=True))
 
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
         return grad.masked_fill(~self.masks[index], 0) if self.active else grad

@@ -14,7 +14,7 @@ larger ones learn slowly in short runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -38,9 +38,10 @@ class PowerProp(Thresholding):
         super().update([self._effective(weight) for weight in weights], step)
         self._prunes, self.active = self.active, True  # the model sees w from the start, pruned or not
 
-    def forward(self, index: int, weight: Tensor) -> Tensor:
-        effective = self._effective(weight)
-        return cast_sparse(super().forward(index, effective) if self._prunes else effective, weight.dtype)
+    def forward(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
+        effective = [self._effective(weight) for weight in weights]
+        shown = super().forward(effective) if self._prunes else effective
+        return (cast_sparse(sparse, weight.dtype) for sparse, weight in zip(shown, weights, strict=True))
 
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
         # |v|^(alpha - 1) = |w|^((alpha - 1) / alpha), which is 0 where w is pruned

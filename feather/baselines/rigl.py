@@ -12,7 +12,7 @@ start at 0. The paper's interval is 100 steps; short runs take 1/500 of training
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,8 +58,8 @@ class RigL(Method):
         for mask, weight in zip(self.masks, weights, strict=True):
             weight.masked_fill_(~mask, 0)
 
-    def forward(self, index: int, weight: Tensor) -> Tensor:
-        return weight.masked_fill(~self.masks[index], 0)
+    def forward(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
+        return (weight.masked_fill(~mask, 0) for mask, weight in zip(self.masks, weights, strict=True))
 
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
         if self._grows_next():  # before_step needs the dense gradient, reduced over all processes

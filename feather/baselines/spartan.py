@@ -22,7 +22,7 @@ moment, so that the network does not jump.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,12 +73,15 @@ class Spartan(Method):
         for mask, weight in zip(self.frozen, weights, strict=True):
             weight.masked_fill_(mask == 0, 0)
 
-    def forward(self, index: int, weight: Tensor) -> Tensor:
+    def forward(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
         if not self.active:
-            return weight
+            return weights
         if self.frozen:
-            return cast_sparse(weight * self.frozen[index], weight.dtype)
-        masked = torch.where(weight.abs() <= self._thresholds[index], 0, weight * self._mask(weight))
+            return (cast_sparse(w * mask, w.dtype) for w, mask in zip(weights, self.frozen, strict=True))
+        return map(self._masked, weights, self._thresholds)
+
+    def _masked(self, weight: Tensor, threshold: Tensor) -> Tensor:
+        masked = torch.where(weight.abs() <= threshold, 0, weight * self._mask(weight))
         return cast_sparse(masked, weight.dtype)
 
     def before_step(

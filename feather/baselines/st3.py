@@ -11,7 +11,7 @@ with the identity as gradient (T and r_f are constants), a global quantile for T
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -28,12 +28,13 @@ class ST3(Thresholding):
     def __init__(self, schedule: Schedule, framework: Framework, total_steps: int) -> None:
         super().__init__(schedule, framework, p=1.0, theta=1.0)
 
-    def forward(self, index: int, weight: Tensor) -> Tensor:
-        if not self.active:
-            return weight
-        thresholded = p_threshold(weight, self._thresholds[index], p=1.0)
+    def forward(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
+        return map(self._rescaled, weights, self._thresholds) if self.active else weights
+
+    def _rescaled(self, weight: Tensor, threshold: Tensor) -> Tensor:
+        thresholded = p_threshold(weight, threshold, p=1.0)
         magnitude = weight.abs().to(compute_dtype(weight.dtype)).flatten(1)
-        kept = magnitude.masked_fill(magnitude <= self._thresholds[index], 0)
+        kept = magnitude.masked_fill(magnitude <= threshold, 0)
         rho = (kept.mean(1) + 1e-6) / (magnitude.mean(1) + 1e-6)
         rescale = 1.01 / (rho + 0.01)
         return thresholded * rescale.to(weight.dtype).view(-1, *[1] * (weight.ndim - 1))

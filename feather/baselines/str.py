@@ -19,7 +19,7 @@ and the weaker the nearer. It acts beside the momentum, which would carry s past
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,8 +63,8 @@ class STR(Method):
         wanted = (1 - self.sparsity) * sum(weight.numel() for weight in weights)
         self._behind = (1 - wanted / kept).clamp(min=0)
 
-    def forward(self, index: int, weight: Tensor) -> Tensor:
-        return p_threshold(weight, self._thresholds[index], p=1.0)
+    def forward(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
+        return (p_threshold(weight, t, p=1.0) for weight, t in zip(weights, self._thresholds, strict=True))
 
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
         return grad.masked_fill(sparse_weight == 0, 0)

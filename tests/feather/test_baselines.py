@@ -333,7 +333,7 @@ def test_spartans_gradient_is_that_of_the_soft_mask_under_its_budget(step):
 
 def test_spartan_shows_the_hard_top_k_of_the_softly_masked_weights():
     method, weights = spartan(step=40)
-    shown = torch.cat([method.forward(i, w).flatten() for i, w in enumerate(weights)])
+    shown = torch.cat([sparse.flatten() for sparse in method.forward(weights)])
     dense = torch.cat([w.flatten() for w in weights])
     masked = dense * (method._scale * dense.abs() - method._shift).sigmoid()
     kept = masked.abs().topk(59 - feather.zeros_at(0.7, 59)).indices

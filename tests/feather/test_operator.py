@@ -7,6 +7,7 @@ import torch
 
 import feather
 from feather import operator
+from feather.flat import pack
 
 ORDERS = [1, 1.5, 2, 2.5, 3, 5, 15, math.inf]
 
@@ -103,6 +104,12 @@ def test_fp64_threshold_between_fp32_weights_is_not_rounded_up_to_the_upper_one(
     assert feather.p_threshold(upper.reshape(1), threshold, p).item() != 0
 
 
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_no_gradient_flows_through_the_operator(size):
+    weight = torch.randn(size, requires_grad=True)
+    assert not feather.p_threshold(weight, torch.tensor(0.5)).requires_grad
+
+
 def test_layout_of_the_weight_is_kept_and_the_weight_is_not_written():
     weight = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
     before = weight.clone()
@@ -113,10 +120,15 @@ def test_layout_of_the_weight_is_kept_and_the_weight_is_not_written():
 
 @pytest.mark.parametrize("theta", [0.0, 0.3, 0.5, 1.0])
 def test_gradient_rule(theta):
-    sparse = torch.tensor([0.0, -0.0, 1e-30, -2.0, math.nan])
-    grad = torch.tensor([2.0, -4.0, 3.0, -5.0, 7.0])
-    expected = torch.tensor([2.0 * theta, -4.0 * theta, 3.0, -5.0, 7.0])
+    sparse = torch.tensor([0.0, -0.0, 1e-30, -2.0, 1.0])
+    grad = torch.tensor([2.0, -4.0, 3.0, -5.0, -math.inf])
+    expected = torch.tensor([2.0 * theta, -4.0 * theta, 3.0, -5.0, -math.inf])
     assert torch.equal(feather.scale_pruned_gradient(grad, sparse, theta), expected)
+    assert (
+        feather.scale_pruned_gradient(torch.full((3,), math.nan), torch.tensor([0.0, 1.0, math.nan]), theta)
+        .isnan()
+        .all()
+    )
 
 
 def test_theta_rule_is_strict_at_95_percent():
@@ -126,36 +138,59 @@ def test_theta_rule_is_strict_at_95_percent():
     assert feather.auto_theta(0.99) == 0.5
 
 
-@pytest.mark.parametrize("p", [1.5, 3, 15])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "slice", "gaps"])
-def test_few_kept_weights_are_computed_as_many_are(p, layout, monkeypatch):
-    """Where few are kept the root is taken of them alone."""
-    monkeypatch.setattr(operator, "_MANY", 0)
-    generator = torch.Generator().manual_seed(3)
-    weight = torch.randn(24, 16, 3, 6, generator=generator)
-    weight = {
+LAYOUTS = ["contiguous", "channels_last", "transposed", "slice", "gaps"]
+
+
+def in_layout(layout, weight):
+    return {
         "contiguous": weight,
         "channels_last": weight.contiguous(memory_format=torch.channels_last),
         "transposed": weight.transpose(0, 3),
         "slice": weight[3:9],
         "gaps": weight[..., ::2],
     }[layout]
+
+
+@pytest.mark.parametrize("p", [1.5, 3, 15])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("few", [0.0, 1.1])
+def test_the_kept_weights_are_the_same_in_every_layout_be_they_few_or_many(p, layout, few, monkeypatch):
+    """Where few are kept the root is taken of them alone."""
+    monkeypatch.setattr(operator, "_FEW", few)
+    weight = in_layout(layout, torch.randn(24, 16, 3, 6, generator=torch.Generator().manual_seed(3)))
     kept = weight.abs() > 2.2
     assert 0 < kept.sum() < 0.05 * kept.numel()
     sparse = feather.p_threshold(weight, torch.tensor(2.2), p)
     assert torch.equal(sparse != 0, kept)
-    alone = feather.p_threshold(weight[kept], torch.tensor(2.2), p)
-    torch.testing.assert_close(sparse[kept], alone, rtol=1e-6, atol=0)
+    torch.testing.assert_close(sparse.double(), literal(weight, torch.tensor(2.2), p), rtol=2e-5, atol=0)
     assert sparse.stride() == torch.empty_like(weight).stride()
 
 
-def test_few_kept_weights_may_hold_a_nan(monkeypatch):
-    monkeypatch.setattr(operator, "_MANY", 0)
+@pytest.mark.parametrize("few", [0.0, 1.1])
+def test_a_nan_is_kept_be_the_kept_few_or_many(few, monkeypatch):
+    monkeypatch.setattr(operator, "_FEW", few)
     weight = torch.full((100,), 0.1)
     weight[7] = math.nan
     sparse = feather.p_threshold(weight, torch.tensor(0.5))
     assert sparse.isnan().nonzero().tolist() == [[7]]
     assert sparse.count_nonzero() == 1
+
+
+@pytest.mark.parametrize("p", [1, 3, 4, math.inf])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("packed", [False, True])
+def test_weights_together_are_thresholded_as_each_alone(packed, threshold, p):
+    generator = torch.Generator().manual_seed(0)
+    weights = [in_layout(layout, torch.randn(24, 16, 3, 6, generator=generator)) for layout in LAYOUTS]
+    weights = pack(weights) if packed else weights
+    before = [weight.clone() for weight in weights]
+    together = operator.p_threshold_all(weights, torch.tensor(threshold), p)
+    for weight, sparse, untouched in zip(weights, together, before, strict=True):
+        alone = feather.p_threshold(weight, torch.tensor(threshold), p)
+        torch.testing.assert_close(sparse, alone, rtol=3e-7, atol=0)
+        assert torch.equal(sparse == 0, alone == 0)
+        assert sparse.stride() == alone.stride()
+        assert torch.equal(weight, untouched)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 1.0])
@@ -167,8 +202,7 @@ def test_slices_of_a_large_weight_are_computed_as_the_whole(size, dtype, p, kept
     weight = torch.randn(size, generator=generator).to(dtype)
     weight[:: max(size // 5, 1)] = 0.0
     threshold = weight.float().abs().quantile(1 - kept).clamp(min=1e-3)
-    whole = operator._of_all(weight, threshold.to(torch.promote_types(dtype, torch.float32)), p)
-    monkeypatch.setattr(operator, "_MANY", 0)
+    whole = operator._of_order(p, weight, threshold.to(torch.promote_types(dtype, torch.float32)))
     monkeypatch.setattr(operator, "_SLICE", 509)
     sliced = feather.p_threshold(weight, threshold, p)
     # a vector unit and a scalar one may round a root differently

@@ -123,11 +123,6 @@ def test_an_unknown_algorithm_is_refused():
         feather.magnitude_quantile([normal(10)], 0.5, algorithm="histogram")
 
 
-def test_channels_last_weights_are_read_in_place():
-    weight = normal(16, 8, 3, 3).to(memory_format=torch.channels_last)
-    assert quantile._flat(weight).data_ptr() == weight.data_ptr()
-
-
 @pytest.mark.parametrize("sparsity", RATIOS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_zeros_are_exact_even_among_adjacent_floats(sparsity, dtype):

@@ -1,0 +1,64 @@
+"""Many tensors as one: on a CPU an elementwise operation on a small one costs as much as on ten thousand elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def pack(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies with the shapes and memory layouts of ``tensors``; those of a CPU and one type lie behind each other."""
+    packed = [t if t.device.type == "cpu" else t.clone() for t in tensors]
+    for dtype in {t.dtype for t in packed if t.device.type == "cpu"}:
+        indices = [i for i, t in enumerate(packed) if t.device.type == "cpu" and t.dtype == dtype]
+        some = [packed[i] for i in indices]
+        parts = unflatten(some[0].new_empty(sum(t.numel() for t in some)), some)
+        torch._foreach_copy_(parts, some)
+        for i, part in zip(indices, parts, strict=True):
+            packed[i] = part
+    return packed
+
+
+def unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The 1-D ``flat`` as views with the shapes and strides of ``tensors``, but without their gaps."""
+    return [
+        _shaped_like(t, part) for t, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True)
+    ]
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor | None:
+    """What ``unflatten`` has parted, as a 1-D view again; None where ``tensors`` do not lie behind each other."""
+    first = tensors[0]
+    storage, offset = first.untyped_storage().data_ptr(), first.storage_offset()
+    for tensor in tensors:
+        if (
+            tensor.storage_offset() != offset
+            or tensor.untyped_storage().data_ptr() != storage
+            or tensor.dtype != first.dtype
+            or not _has_no_gaps(tensor)
+        ):
+            return None
+        offset += tensor.numel()
+    return first.as_strided((offset - first.storage_offset(),), (1,))
+
+
+def flatten(tensor: Tensor) -> Tensor:
+    """All elements in memory order: a view where the memory has no gaps (contiguous, channels_last), else a copy."""
+    return tensor.permute(_memory_order(tensor)).reshape(-1)
+
+
+def _shaped_like(tensor: Tensor, part: Tensor) -> Tensor:
+    if _has_no_gaps(tensor):  # the very strides, those of dimensions of one element included
+        return part.as_strided(tensor.shape, tensor.stride(), part.storage_offset())
+    order = _memory_order(tensor)
+    return part.view([tensor.shape[i] for i in order]).permute(sorted(range(tensor.ndim), key=order.__getitem__))
+
+
+def _has_no_gaps(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() or tensor.permute(_memory_order(tensor)).is_contiguous()
+
+
+def _memory_order(tensor: Tensor) -> list[int]:
+    return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
