@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
+from engine import script
 from engine.config import Config, ConfigError
 from engine.trust import guard
 
@@ -41,8 +43,12 @@ def job(task: Callable[[], float]) -> float:
         return float("nan")
 
 
-def run(main: Callable[[], Any]) -> None:
+def run(main: Callable[[], Any]) -> NoReturn:
     """Call a ``@hydra.main`` function and exit with what became of it."""
+    script.run(functools.partial(_run, main))
+
+
+def _run(main: Callable[[], Any]) -> None:
     guard()
     if _full_error:
         main()

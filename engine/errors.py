@@ -19,6 +19,8 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # of standard output: who reads it has left
+        raise
     except kinds or (ValueError, OSError, DataError, CheckpointError) as error:  # noqa: B030
         raise ConfigError(f"{_sentence(error).rstrip('.')}.") from error
 

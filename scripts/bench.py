@@ -22,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from engine import script  # noqa: E402
+
 PARTS = ("selection", "overhead", "choices", "throughput", "accuracy", "data", "start", "scaling", "reliability")
 OUT = ROOT / "results" / "benchmarks"
 
@@ -150,4 +152,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from engine import script  # noqa: E402
 from engine.results import CONFIG, METRICS, RESULT, ResultError, epoch_records, find_runs, read_run  # noqa: E402
 
 
@@ -114,4 +115,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

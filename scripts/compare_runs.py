@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from engine import script  # noqa: E402
 from engine.config import NOT_HASHED  # noqa: E402
 from engine.records import read_metrics  # noqa: E402
 from engine.results import CONFIG, METRICS, flatten  # noqa: E402
@@ -117,4 +118,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

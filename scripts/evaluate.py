@@ -18,6 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from engine import script  # noqa: E402
+
 MODEL = "model.safetensors"
 # What of a run's data settings shapes its evaluation set.
 _DATASET_OPTIONS = ("image_size", "validation", "workers")
@@ -211,4 +213,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

@@ -22,7 +22,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine import comparisons, deployment, drawing, figures, grid, index, page, picture, plan, tables  # noqa: E402
+from engine import (  # noqa: E402
+    comparisons,
+    deployment,
+    drawing,
+    figures,
+    grid,
+    index,
+    page,
+    picture,
+    plan,
+    script,
+    tables,
+)
 from engine.config import ConfigError  # noqa: E402
 from engine.grid import Experiment  # noqa: E402
 from engine.results import Cell, find_runs, group_cells, read_runs  # noqa: E402
@@ -326,4 +338,4 @@ def _end(problems: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from engine import script  # noqa: E402
 from engine.config import ConfigError  # noqa: E402
 from engine.distributed import Ranks  # noqa: E402
 from engine.estimate import Estimate, known_results, makespan  # noqa: E402
@@ -135,4 +136,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1"}
 
+from engine import script  # noqa: E402
 from engine.records import environment, write_json  # noqa: E402
 from tests.engine.wandb_reader import read_history  # noqa: E402
 from tests.train_helpers import Command, outcome, two_processes  # noqa: E402
@@ -235,4 +236,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

@@ -20,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from engine import script  # noqa: E402
 from engine.charts import BAR, CURVE, LAYER_NONZEROS, LAYER_SPARSITY, table_key  # noqa: E402
 from engine.wandb_login import logged_in  # noqa: E402
 
@@ -170,4 +171,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)
