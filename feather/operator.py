@@ -85,7 +85,9 @@ def scale_pruned_gradient(grad: Tensor, sparse_weight: Tensor, theta: float) -> 
         return grad
     # the derivative of a ReLU whose slope is theta, at |w|: one pass, where a choice by a mask takes three
     scaled: Tensor = torch.ops.aten.leaky_relu_backward(grad, sparse_weight.detach().abs(), theta, False)
-    return scaled
+    differing = [a != b and n != 1 for a, b, n in zip(scaled.stride(), grad.stride(), grad.shape, strict=True)]
+    # of a 1x1 convolution torch has changed strides that do not matter but to DDP, and to whether .grad is copied
+    return scaled if any(differing) else scaled.as_strided(grad.shape, grad.stride())
 
 
 def auto_theta(sparsity: float) -> float:

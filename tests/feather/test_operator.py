@@ -131,6 +131,21 @@ def test_gradient_rule(theta):
     )
 
 
+@pytest.mark.parametrize("shape", [(8, 4, 1, 1), (8, 4, 3, 3), (8, 1, 3, 3), (8, 4)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradient_rule_keeps_the_strides_of_the_gradient(shape, channels_last):
+    """DistributedDataParallel and the accumulation into .grad compare them, those of single elements included."""
+    layout = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
+    grad, sparse = (torch.empty(shape, memory_format=layout).normal_() for _ in range(2))
+    assert feather.scale_pruned_gradient(grad, sparse, 0.5).stride() == grad.stride()
+
+
+def test_gradient_rule_of_an_expanded_gradient():
+    grad = torch.ones(1, 3).expand(4, 3)
+    sparse = torch.tensor([[0.0, 1.0, 0.0]]).repeat(4, 1)
+    assert feather.scale_pruned_gradient(grad, sparse, 0.5).tolist() == [[0.5, 1.0, 0.5]] * 4
+
+
 def test_theta_rule_is_strict_at_95_percent():
     assert feather.auto_theta(0.95) == 1.0
     assert feather.auto_theta(math.nextafter(0.95, 1)) == 0.5
