@@ -11,8 +11,9 @@ p = 1 is soft thresholding, p -> inf hard thresholding; the paper adopts p = 3.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -38,35 +39,34 @@ def p_threshold(weight: Tensor, threshold: Tensor, p: float = 3.0) -> Tensor:
         A new tensor of ``weight``'s shape and type; zero exactly where ``|w| <= T``. A NaN stays a NaN. No gradient
         flows through it: the gradient rule is ``scale_pruned_gradient``.
     """
-    return p_threshold_all([weight], threshold, p)[0]
+    return p_threshold_all([weight], [threshold], p)[0]
 
 
 @torch.no_grad()
-def p_threshold_all(weights: Sequence[Tensor], threshold: Tensor, p: float = 3.0) -> list[Tensor]:
-    """``p_threshold`` of several weights under one threshold: on a CPU much faster where they are small.
+def p_threshold_all(weights: Sequence[Tensor], thresholds: Sequence[Tensor], p: float = 3.0) -> list[Tensor]:
+    """``p_threshold`` of each weight under its threshold: on a CPU much faster where there are many small ones.
 
     Args:
-        weights: tensors of any shape, of one floating type and device; ``threshold`` and ``p`` as above.
+        weights: tensors of any shape, of one floating type and device.
+        thresholds: one for each weight, of one floating type.
+        p: order of the operator.
 
     Returns:
         For each weight a new tensor of its shape and type; on a CPU they share one storage.
     """
     if weights[0].device.type != "cpu":  # what would have to wait for the device before Python knows how to go on
-        return [torch.where(threshold > 0, _of_order(p, weight, threshold), weight) for weight in weights]
+        return [torch.where(t > 0, _of_order(p, w, t), w) for w, t in zip(weights, thresholds, strict=True)]
     sparse = weights[0].new_empty(sum(weight.numel() for weight in weights))
     parts = unflatten(sparse, weights)
     dense = joined(weights)
     if dense is None:
         torch._foreach_copy_(parts, list(weights))
         dense = sparse
-    for piece, out in zip(torch.split(dense, _SLICE), torch.split(sparse, _SLICE), strict=True):
-        if threshold == 0:
-            out.copy_(piece)
-        elif p == 1 or math.isinf(p) or (kept := _few_kept(piece, threshold)) is None:
-            out.copy_(_of_order(p, piece, threshold))
-        else:
-            some = _of_order(p, piece.take(kept), threshold)
-            out.zero_().scatter_(0, kept, some)
+    start = 0
+    for run in _runs(weights, thresholds):
+        end = start + sum(size for _, size in run)
+        _threshold_run(p, run, dense[start:end], sparse[start:end])
+        start = end
     return parts
 
 
@@ -85,9 +85,11 @@ def scale_pruned_gradient(grad: Tensor, sparse_weight: Tensor, theta: float) -> 
         return grad
     # the derivative of a ReLU whose slope is theta, at |w|: one pass, where a choice by a mask takes three
     scaled: Tensor = torch.ops.aten.leaky_relu_backward(grad, sparse_weight.detach().abs(), theta, False)
-    differing = [a != b and n != 1 for a, b, n in zip(scaled.stride(), grad.stride(), grad.shape, strict=True)]
-    # of a 1x1 convolution torch has changed strides that do not matter but to DDP, and to whether .grad is copied
-    return scaled if any(differing) else scaled.as_strided(grad.shape, grad.stride())
+    if scaled.stride() == grad.stride():
+        return scaled
+    # of a 1x1 convolution torch changes strides that matter only to DDP, and to whether .grad has to be a copy
+    alike = all(a == b or n == 1 for a, b, n in zip(scaled.stride(), grad.stride(), grad.shape, strict=True))
+    return scaled.as_strided(grad.shape, grad.stride()) if alike else scaled
 
 
 def auto_theta(sparsity: float) -> float:
@@ -139,6 +141,47 @@ def _narrow(thresholded: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
         return thresholded
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     return thresholded.abs().clamp_(min=smallest).copysign_(w)
+
+
+_Run = list[tuple[Tensor, int]]  # thresholds, and for how many of successive elements each is
+
+
+def _runs(weights: Sequence[Tensor], thresholds: Sequence[Tensor]) -> Iterator[_Run]:
+    """What is worked on at a time: at most ``_SLICE`` elements, those under a threshold of zero by themselves."""
+    run: _Run = []
+    length = 0
+    pairs = zip(thresholds, weights, strict=True)
+    for _, alike in itertools.groupby(pairs, key=lambda pair: id(pair[0])):
+        together = list(alike)
+        threshold, left = together[0][0], sum(weight.numel() for _, weight in together)
+        alone = bool(threshold == 0)
+        while left:
+            size = min(left, _SLICE)
+            if run and (alone or length + size > _SLICE):
+                yield run
+                run, length = [], 0
+            run.append((threshold, size))
+            length, left = length + size, left - size
+            if alone:
+                yield run
+                run, length = [], 0
+    if run:
+        yield run
+
+
+def _threshold_run(p: float, run: _Run, dense: Tensor, out: Tensor) -> None:
+    """``out`` becomes ``P_T(dense)``, both 1-D and perhaps the same."""
+    threshold = run[0][0]
+    if len(run) > 1:  # an element's own
+        sizes = torch.tensor([size for _, size in run])
+        threshold = torch.stack([t for t, _ in run]).repeat_interleave(sizes, output_size=dense.numel())
+    if len(run) == 1 and threshold == 0:
+        out.copy_(dense)
+    elif p == 1 or math.isinf(p) or (kept := _few_kept(dense, threshold)) is None:
+        out.copy_(_of_order(p, dense, threshold))
+    else:
+        some = _of_order(p, dense.take(kept), threshold.take(kept) if threshold.ndim else threshold)
+        out.zero_().scatter_(0, kept, some)
 
 
 def _few_kept(w: Tensor, threshold: Tensor) -> Tensor | None:

@@ -50,7 +50,7 @@ def _cost(what: str, weights: Sequence[torch.Tensor], device: torch.device, firs
 
     tasks: dict[str, Callable[[], object]] = {  # of all layers at once, as in training under a global threshold
         "selection": lambda: feather.magnitude_quantile(weights, SPARSITY),
-        "operator": lambda: p_threshold_all(weights, threshold),
+        "operator": lambda: p_threshold_all(weights, [threshold] * len(weights)),
     }
     rows: list[Row] = []
     for index, (name, task) in enumerate(tasks.items()):

@@ -192,18 +192,24 @@ def test_a_nan_is_kept_be_the_kept_few_or_many(few, monkeypatch):
 
 
 @pytest.mark.parametrize("p", [1, 3, 4, math.inf])
-@pytest.mark.parametrize("threshold", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("values", [[0.0], [0.3], [2.0], [0.0, 0.3, 0.3, 0.0, 2.0], [2.0, 1.9, 1.8, 0.1, 0.0]])
 @pytest.mark.parametrize("packed", [False, True])
-def test_weights_together_are_thresholded_as_each_alone(packed, threshold, p):
+@pytest.mark.parametrize("most", [100, 2000, 10**6])
+def test_weights_together_are_thresholded_as_each_alone(most, packed, values, p, monkeypatch):
+    monkeypatch.setattr(operator, "_SLICE", most)
     generator = torch.Generator().manual_seed(0)
     weights = [in_layout(layout, torch.randn(24, 16, 3, 6, generator=generator)) for layout in LAYOUTS]
+    weights[1][0, 0] = -0.0
     weights = pack(weights) if packed else weights
+    made = [torch.tensor(value) for value in values]
+    thresholds = made * len(weights) if len(made) == 1 else made
     before = [weight.clone() for weight in weights]
-    together = operator.p_threshold_all(weights, torch.tensor(threshold), p)
-    for weight, sparse, untouched in zip(weights, together, before, strict=True):
-        alone = feather.p_threshold(weight, torch.tensor(threshold), p)
+    together = operator.p_threshold_all(weights, thresholds, p)
+    for weight, threshold, sparse, untouched in zip(weights, thresholds, together, before, strict=True):
+        alone = feather.p_threshold(weight, threshold, p)
         torch.testing.assert_close(sparse, alone, rtol=3e-7, atol=0)
         assert torch.equal(sparse == 0, alone == 0)
+        assert torch.equal(sparse.signbit(), alone.signbit())
         assert sparse.stride() == alone.stride()
         assert torch.equal(weight, untouched)
 
