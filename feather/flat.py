@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+Run = list[tuple[Tensor, int]]  # 0-dim values, and of how many successive elements each is
 
 
 def pack(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -42,6 +45,32 @@ def joined(tensors: Sequence[Tensor]) -> Tensor | None:
             return None
         offset += tensor.numel()
     return first.as_strided((offset - first.storage_offset(),), (1,))
+
+
+def runs(tensors: Sequence[Tensor], values: Sequence[Tensor], most: int) -> Iterator[Run]:
+    """Cut the elements of ``tensors``, each of which has its value, into runs of at most ``most``.
+
+    Successive tensors with the very same value are cut as one; elements with the value zero are in runs of their own.
+    """
+    run: Run = []
+    length = 0
+    pairs = zip(values, tensors, strict=True)
+    for _, alike in itertools.groupby(pairs, key=lambda pair: id(pair[0])):
+        together = list(alike)
+        value, left = together[0][0], sum(tensor.numel() for _, tensor in together)
+        alone = bool(value == 0)
+        while left:
+            size = min(left, most)
+            if run and (alone or length + size > most):
+                yield run
+                run, length = [], 0
+            run.append((value, size))
+            length, left = length + size, left - size
+            if alone:
+                yield run
+                run, length = [], 0
+    if run:
+        yield run
 
 
 def flatten(tensor: Tensor) -> Tensor:

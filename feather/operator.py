@@ -11,14 +11,13 @@ p = 1 is soft thresholding, p -> inf hard thresholding; the paper adopts p = 3.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from feather.flat import joined, unflatten
+from feather.flat import Run, joined, runs, unflatten
 
 _SLICE = 1 << 18  # elements worked on at a time on a CPU, so that what is between stays in the cache
 _FEW = 0.35  # of them, below which it pays to look for the kept ones
@@ -63,7 +62,7 @@ def p_threshold_all(weights: Sequence[Tensor], thresholds: Sequence[Tensor], p: 
         torch._foreach_copy_(parts, list(weights))
         dense = sparse
     start = 0
-    for run in _runs(weights, thresholds):
+    for run in runs(weights, thresholds, _SLICE):
         end = start + sum(size for _, size in run)
         _threshold_run(p, run, dense[start:end], sparse[start:end])
         start = end
@@ -143,33 +142,7 @@ def _narrow(thresholded: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
     return thresholded.abs().clamp_(min=smallest).copysign_(w)
 
 
-_Run = list[tuple[Tensor, int]]  # thresholds, and for how many of successive elements each is
-
-
-def _runs(weights: Sequence[Tensor], thresholds: Sequence[Tensor]) -> Iterator[_Run]:
-    """What is worked on at a time: at most ``_SLICE`` elements, those under a threshold of zero by themselves."""
-    run: _Run = []
-    length = 0
-    pairs = zip(thresholds, weights, strict=True)
-    for _, alike in itertools.groupby(pairs, key=lambda pair: id(pair[0])):
-        together = list(alike)
-        threshold, left = together[0][0], sum(weight.numel() for _, weight in together)
-        alone = bool(threshold == 0)
-        while left:
-            size = min(left, _SLICE)
-            if run and (alone or length + size > _SLICE):
-                yield run
-                run, length = [], 0
-            run.append((threshold, size))
-            length, left = length + size, left - size
-            if alone:
-                yield run
-                run, length = [], 0
-    if run:
-        yield run
-
-
-def _threshold_run(p: float, run: _Run, dense: Tensor, out: Tensor) -> None:
+def _threshold_run(p: float, run: Run, dense: Tensor, out: Tensor) -> None:
     """``out`` becomes ``P_T(dense)``, both 1-D and perhaps the same."""
     threshold = run[0][0]
     if len(run) > 1:  # an element's own

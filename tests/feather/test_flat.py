@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from feather.flat import flatten, joined, pack
+from feather.flat import flatten, joined, pack, runs
 
 
 def tensors(dtype=torch.float32):
@@ -57,3 +57,11 @@ def test_what_does_not_lie_behind_each_other_is_not_joined():
     assert joined([packed[1], packed[0]]) is None
     assert joined([packed[0], packed[3]]) is None
     assert torch.equal(joined(packed[1:2]), flatten(packed[1]))
+
+
+def test_runs_end_at_their_length_at_zeros_and_where_a_large_tensor_begins():
+    one, two, zero = torch.tensor(1.0), torch.tensor(2.0), torch.tensor(0.0)
+    sizes_and_values = [(3, one), (4, one), (25, two), (6, zero), (2, one), (5, two), (4, one)]
+    found = runs([torch.empty(size) for size, _ in sizes_and_values], [value for _, value in sizes_and_values], 10)
+    told = [[(int(value), size) for value, size in run] for run in found]
+    assert told == [[(1, 7)], [(2, 10)], [(2, 10)], [(2, 5)], [(0, 6)], [(1, 2), (2, 5)], [(1, 4)]]
