@@ -70,7 +70,7 @@ def gradients(
     """
     optimizer.zero_grad(set_to_none=True)
     with precision.autocast():
-        loss = F.cross_entropy((network or model)(images).float(), labels)
+        loss = F.cross_entropy((model if network is None else network)(images).float(), labels)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 3.0)
 
