@@ -120,6 +120,7 @@ class Thresholding(Method):
             return weights
         if weights[0].device.type == "cpu" and len({weight.dtype for weight in weights}) == 1:
             return p_threshold_all(weights, self._thresholds, self.p)
+        # one after the other: a GPU's memory need not hold them all twice
         return (p_threshold(w, t, self.p) for w, t in zip(weights, self._thresholds, strict=True))
 
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
