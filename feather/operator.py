@@ -83,12 +83,13 @@ def scale_pruned_gradient(grad: Tensor, sparse_weight: Tensor, theta: float) -> 
     if theta == 1:
         return grad
     # the derivative of a ReLU whose slope is theta, at |w|: one pass, where a choice by a mask takes three
-    scaled: Tensor = torch.ops.aten.leaky_relu_backward(grad, sparse_weight.detach().abs(), theta, False)
-    if scaled.stride() == grad.stride():
-        return scaled
-    # of a 1x1 convolution torch changes strides that matter only to DDP, and to whether .grad has to be a copy
-    alike = all(a == b or n == 1 for a, b, n in zip(scaled.stride(), grad.stride(), grad.shape, strict=True))
-    return scaled.as_strided(grad.shape, grad.stride()) if alike else scaled
+    weight = sparse_weight.detach()
+    if grad.requires_grad:  # backward(create_graph=True)
+        return torch.ops.aten.leaky_relu_backward(grad, weight.abs(), theta, False)  # type: ignore[no-any-return]
+    # in place, as less memory is to be passed through, and in the very strides that DDP and .grad want
+    scaled = torch.abs(weight, out=torch.empty_like(weight))
+    torch.ops.aten.leaky_relu_backward.grad_input(grad, scaled, theta, False, grad_input=scaled)
+    return scaled
 
 
 def auto_theta(sparsity: float) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import sys
 import warnings
 import weakref
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from feather.flat import pack
+from feather.flat import joined, pack
 from feather.method import Method
 from feather.modifiers import Modifier
 from feather.operator import compute_dtype
@@ -353,8 +354,12 @@ class Sparsifier:
             if not self._holds_dense:
                 torch._foreach_copy_(self._tensors, self._dense)
         else:
-            for parameter, sparse in zip(self._parameters, self.method.forward(self._dense), strict=True):
-                parameter.copy_(sparse)
+            sparse = self.method.forward(self._dense)
+            if isinstance(sparse, list):
+                torch._foreach_copy_(self._tensors, sparse)
+            else:  # made one after the other, to save memory
+                for parameter, weight in zip(self._parameters, sparse, strict=True):
+                    parameter.copy_(weight)
         self._holds_dense = not self.method.active
         self._versions = self._current_versions()
 
@@ -429,6 +434,9 @@ class Sparsifier:
     def _check_finite(self, wait: bool) -> None:
         """Name the first weight that holds a NaN or an infinity; without ``wait`` never more often than is free."""
         if self._dense[0].device.type != "cpu" and not wait and self.step % _CHECK_EVERY:
+            return
+        together = joined(self._dense)
+        if together is not None and math.isfinite(together.sum(dtype=compute_dtype(together.dtype))):
             return
         sums = torch.stack([weight.sum(dtype=compute_dtype(weight.dtype)).double() for weight in self._dense])
         for name, total in zip(self._names, sums.tolist(), strict=True):

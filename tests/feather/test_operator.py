@@ -140,6 +140,12 @@ def test_gradient_rule_keeps_the_strides_of_the_gradient(shape, channels_last):
     assert feather.scale_pruned_gradient(grad, sparse, 0.5).stride() == grad.stride()
 
 
+def test_gradient_rule_can_be_differentiated():
+    grad = torch.tensor([3.0, 2.0], requires_grad=True)
+    scaled = feather.scale_pruned_gradient(grad, torch.tensor([0.0, -1.0]), 0.25)
+    assert torch.autograd.grad(scaled.square().sum(), grad)[0].tolist() == [0.25**2 * 2 * 3, 4.0]
+
+
 def test_gradient_rule_of_an_expanded_gradient():
     grad = torch.ones(1, 3).expand(4, 3)
     sparse = torch.tensor([[0.0, 1.0, 0.0]]).repeat(4, 1)
