@@ -48,10 +48,10 @@ def start(composed: DictConfig) -> float:
 def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> float:
     import torch
     from safetensors.torch import save as safetensors
-    from torch.nn import functional as F
     from torch.nn.parallel import DistributedDataParallel
 
     import feather
+    from engine.captured import CapturedStep, recorder
     from engine.checkpoint import atomic_write, fitting, load_checkpoint, load_parts, save_checkpoint
     from engine.data import create_data
     from engine.distributed import all_reduce_sum, barrier, broadcast_object, gather_objects, main_first, meet_at
@@ -60,13 +60,14 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
     from engine.interruption import EXIT_UNFINISHED, Interruption
     from engine.layout import choose_layout
     from engine.numerics import NumberGuard
-    from engine.optimization import create_optimizer, learning_rate
+    from engine.optimization import create_optimizer, learning_rate, set_learning_rate
     from engine.outcome import describe_result, sparsity_record
     from engine.precision import resolve_precision
     from engine.progress import Progress
     from engine.records import MetricsLog, environment, write_json
     from engine.rundir import open_run_directory
     from engine.seeding import rng_state, seed_everything, set_deterministic, set_rng_state
+    from engine.step import TrainingStep
     from engine.tracking import create_tracker, labels, mirror_finished
     from models import create_model, load_weights
 
@@ -109,7 +110,7 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
         steps_per_epoch = len(data.train)
         total_steps = min(trainer.epochs * steps_per_epoch, trainer.max_steps or sys.maxsize)
         epochs = -(-total_steps // steps_per_epoch)
-        optimizer = create_optimizer(model, cfg.optimizer)
+        optimizer = create_optimizer(model, cfg.optimizer, captured=trainer.capture)
         sparsifier = feather.create(
             cfg.method.name, model, optimizer, sparsity=cfg.sparsity, total_steps=total_steps, p=cfg.method.p,
             theta=cfg.method.theta, framework=cfg.framework.name, framework_options=cfg.framework.options,
@@ -118,12 +119,21 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
             modifier=cfg.modifier, modifier_options=cfg.modifier_options, include=cfg.method.include,
             exclude=cfg.method.exclude,
         )  # fmt: skip
+        records = recorder(ranks, precision) if trainer.capture else None
+        if records is not None:
+            sparsifier.make_recordable()
     if ranks.rank:  # dropout and the like draw differently in every process
         seed_everything((cfg.seed + 7919 * ranks.rank) % 2**32)
     scaler = precision.scaler()
     guard = NumberGuard(model, trainer.nonfinite, scaler, ranks, precision.autocast, left_out)
     network = torch.compile(model) if trainer.compile else model
-    trained = DistributedDataParallel(network) if ranks.world_size > 1 else network
+    take = ordinary = TrainingStep(
+        DistributedDataParallel(network) if ranks.world_size > 1 else network, model, optimizer, scaler, guard,
+        precision, accumulate=trainer.accumulate, label_smoothing=trainer.label_smoothing, clip=trainer.clip_grad_norm,
+        world_size=ranks.world_size,
+    )  # fmt: skip
+    if records is not None:
+        take = CapturedStep(ordinary, sparsifier, records)
 
     # ---- go on where an earlier process stopped -------------------------------------------------------------------
     if ranks.is_main:
@@ -153,7 +163,8 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
         **labels(cfg, run),
     )  # fmt: skip
     say(f"{run.path}\n  {data.train.num_samples} training images, {steps_per_epoch} steps an epoch, {total_steps} in "
-        f"all; {precision.reason}; {layout_name}, {'compiled' if trainer.compile else 'eager'}, foreach optimizer; "
+        f"all; {precision.reason}; {layout_name}, {'compiled' if trainer.compile else 'eager'}, "
+        f"{'steps recorded as CUDA graphs, fused' if trainer.capture else 'foreach'} optimizer; "
         f"{ranks.world_size} x {device}; {sparsifier.report().prunable:,} prunable weights")  # fmt: skip
     if tracker.description:
         say(f"  {tracker.description}")
@@ -205,28 +216,12 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
             for images, labels, global_size in data.train.epoch(epoch, start_step=first):
                 last_of_epoch = (step + 1) % steps_per_epoch == 0 or step + 1 == total_steps
                 recorded = last_of_epoch or (step + 1) % trainer.log_every == 0
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step, total_steps, steps_per_epoch, cfg.optimizer.lr, cfg.lr_schedule)
-                optimizer.zero_grad(set_to_none=True)
-                step_loss = torch.zeros_like(totals[0])
-                for part in range(trainer.accumulate):
-                    x, y = (t.tensor_split(trainer.accumulate)[part] for t in (images, labels))
-                    with precision.autocast():
-                        logits = trained(x).float()
-                        loss = F.cross_entropy(logits, y, reduction="sum", label_smoothing=trainer.label_smoothing)
-                        loss = guard.loss(loss / global_size)
-                    # DistributedDataParallel averages over processes, whose shares may differ by an image
-                    scaler.scale(loss * ranks.world_size).backward()
-                    step_loss += loss.detach() * global_size
-                scaler.unscale_(optimizer)
+                lr = learning_rate(step, total_steps, steps_per_epoch, cfg.optimizer.lr, cfg.lr_schedule)
+                set_learning_rate(optimizer, lr)
                 masks = sparsifier.masks() if recorded else []
-                if guard.allows(step, x):
-                    if trainer.clip_grad_norm is not None:
-                        torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.clip_grad_norm)
-                    scaler.step(optimizer)
-                    scaler.update()
-                    guard.count_overflow(step)
-                    totals[0] += step_loss
+                losses = take(step, images, labels, global_size)
+                if losses is not None:
+                    totals[0] += losses
                     totals[1] += len(labels)
                 step += 1
                 progress.update(global_size)
@@ -237,7 +232,7 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
                     if not last_of_epoch:
                         write({
                             "step": step, "epoch": step / steps_per_epoch, "train/loss": now,
-                            "train/lr": optimizer.param_groups[0]["lr"], "sparsity/target": sparsifier.sparsity,
+                            "train/lr": lr, "sparsity/target": sparsifier.sparsity,
                             "sparsity/mask_change": mask_change,
                         })  # fmt: skip
                 if last_of_epoch or interruption.requested(step):
@@ -255,7 +250,7 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
             rate = images_until(step) / seconds
             write({
                 "step": step, "epoch": step / steps_per_epoch, "train/loss": train_loss, "val/loss": eval_loss,
-                "val/top1": top1, "train/lr": optimizer.param_groups[0]["lr"], "sparsity/target": sparsifier.sparsity,
+                "val/top1": top1, "train/lr": lr, "sparsity/target": sparsifier.sparsity,
                 "sparsity/mask_change": mask_change, **sparsity_record(sparsifier.report()),
                 "train/skipped_steps": guard.skipped, "train/overflows": guard.overflows,
                 "perf/images_per_second": rate,

@@ -92,6 +92,7 @@ class TrainerConfig:
     label_smoothing: float = 0.0
     precision: str = "auto"  # auto, fp32, bf16, fp16
     compile: bool = False
+    capture: bool = False  # record whole training steps as CUDA graphs and replay them
     channels_last: bool = True
     device: str = "auto"  # auto, cpu, cuda
     deterministic: bool = False
@@ -170,6 +171,8 @@ def config_hash(cfg: Config) -> str:
         plain["framework"].pop("options")  # younger too
     if plain["trainer"]["nonfinite"] == "raise":
         del plain["trainer"]["nonfinite"]  # younger too
+    if not plain["trainer"]["capture"]:
+        del plain["trainer"]["capture"]  # younger too
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -275,6 +278,11 @@ def _validate(cfg: Config) -> None:
     require(limit is None or limit > 0, "time_limit_minutes", limit, "greater than 0, or null")
     if cfg.model.pretrained and cfg.model.weights is not None:
         raise ConfigError("model.pretrained=true and model.weights both say where to start from: set one of them.")
+    if trainer.capture and trainer.nonfinite == "skip":
+        raise ConfigError(
+            "trainer.nonfinite=skip looks at the gradients before they are used, which trainer.capture=true cannot: "
+            "choose trainer.nonfinite=raise or rollback, or leave capture out."
+        )
     if optimizer.nesterov and optimizer.momentum == 0:
         raise ConfigError("optimizer.nesterov=true needs optimizer.momentum greater than 0.")
     theta = cfg.method.theta

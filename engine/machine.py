@@ -137,6 +137,7 @@ def _kind(job: Job) -> tuple[object, ...]:
     return (
         config.model.name, str(config.model.options), config.dataset.name, config.dataset.image_size,
         trainer.batch_size // trainer.accumulate, trainer.eval_batch_size, trainer.precision, trainer.compile,
+        trainer.capture,
     )  # fmt: skip
 
 

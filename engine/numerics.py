@@ -25,6 +25,7 @@ from engine.distributed import Ranks, all_reduce_sum
 POLICIES = ("raise", "skip", "rollback")
 MOST_IN_A_ROW = 10  # steps left out one after another; more are no accident
 MOST_ROLLBACKS = 10
+_LOSS = ""  # stands among the names of parameters
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -56,6 +57,12 @@ def with_rollbacks(train: Callable[[list[int]], float]) -> float:
                 raise NotFiniteError(f"{back} That was after {MOST_ROLLBACKS} rollbacks.") from None
             left_out.append(back.step)
             print(f"{back} Going back.", file=sys.stderr, flush=True)
+
+
+def flagged(loss: Tensor) -> Tensor:
+    """``loss``, unchanged where it is finite; else its gradients become NaN everywhere."""
+    value = loss.detach()
+    return loss * (value - value + 1)
 
 
 class NumberGuard:
@@ -99,11 +106,34 @@ class NumberGuard:
         self._in_a_row = 0
 
     def loss(self, loss: Tensor) -> Tensor:
-        """``loss`` of one micro batch, unchanged where it is finite; else its gradients become NaN everywhere."""
+        """``flagged`` of the loss of one micro batch, which is remembered."""
         value = loss.detach()
         self._loss = value if self._loss is None else self._loss + value
         self._reading = _Reading(self._loss[None])
-        return loss * (value - value + 1)
+        return flagged(loss)
+
+    def leaves_out(self, step: int) -> bool:
+        """Whether an earlier rollback found ``step`` guilty."""
+        return step in self._leave_out
+
+    def gradient_norms(self) -> tuple[list[str], Tensor]:
+        """The parameters that have a gradient, by name, and the largest magnitude in each of these."""
+        named = [(name, p.grad) for name, p in self._parameters if p.grad is not None]
+        return [name for name, _ in named], torch.stack(torch._foreach_norm([g for _, g in named], math.inf))
+
+    def look_later(self, step: int, losses: Tensor, names: list[str], norms: Tensor) -> None:
+        """Instead of ``loss`` and ``allows``: ``step`` is under way already, down to the weights.
+
+        Args:
+            losses: 0-dim, what would not be finite if the loss were not.
+            names, norms: of ``gradient_norms``.
+
+        Raises:
+            NotFiniteError, RollBack: for the step before; this one's turn comes with the next call, or ``settle``.
+        """
+        self.settle()
+        self._pending = step, _Reading(torch.cat([norms, losses[None].to(norms.dtype)])), [*names, _LOSS], ""
+        self._keep_buffers()
 
     def allows(self, step: int, images: Tensor) -> bool:
         """Whether the optimizer may take ``step`` (counted from 0); call it before the gradients are clipped.
@@ -118,7 +148,7 @@ class NumberGuard:
         reading, self._loss, self._reading = self._reading, None, None
         assert reading is not None
         self.settle()  # of the step before: by now this step's work is queued
-        if step in self._leave_out:
+        if self.leaves_out(step):
             return self._left_out()
         (loss,) = agreed = reading.values()
         scaled, alone = self._scaler.is_enabled(), self._ranks.world_size == 1
@@ -128,9 +158,8 @@ class NumberGuard:
             return self._found(step, self._loss_told(loss, images))
         if not scaled:
             told = "" if math.isfinite(loss) else self._loss_told(loss, images if self._at_once else None)
-            named = [(name, p.grad) for name, p in self._parameters if p.grad is not None]
-            largest = torch.stack(torch._foreach_norm([gradient for _, gradient in named], math.inf))
-            self._pending = step, _Reading(largest), [name for name, _ in named], told
+            names, norms = self.gradient_norms()
+            self._pending = step, _Reading(norms), names, told
             if self._at_once and (told := self._gradients_told()):
                 return self._found(step, told)
         self._in_a_row = 0
@@ -184,6 +213,8 @@ class NumberGuard:
         if not wrong or told:
             return told
         name, value = wrong[-1]
+        if name == _LOSS:
+            return self._loss_told(value, None)
         more = f" (as are those of {len(wrong) - 1} more weights)" if len(wrong) > 1 else ""
         return f"the gradient of {name} is {'nan' if math.isnan(value) else 'infinite'}{more}"
 

@@ -10,17 +10,36 @@ from torch import nn
 from engine.config import LRScheduleConfig, OptimizerConfig
 
 
-def create_optimizer(model: nn.Module, cfg: OptimizerConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW with weight decay on weights alone: parameters of one dimension (biases, norms) have none."""
+def create_optimizer(model: nn.Module, cfg: OptimizerConfig, *, captured: bool = False) -> torch.optim.Optimizer:
+    """SGD or AdamW with weight decay on weights alone: parameters of one dimension (biases, norms) have none.
+
+    Args:
+        model: on its device.
+        cfg: which, and with what.
+        captured: keep the learning rate on the device, where steps that are recorded read it.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": cfg.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    lr: float | torch.Tensor = cfg.lr
+    how = {"foreach": True}
+    if captured:  # only the fused ones take a learning rate that the host does not read
+        lr, how = torch.tensor(cfg.lr, device=trained[0].device), {"fused": True}
     if cfg.name == "adamw":
-        return torch.optim.AdamW(groups, lr=cfg.lr, foreach=True)
-    return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, foreach=True)
+        return torch.optim.AdamW(groups, lr=lr, capturable=captured, **how)
+    return torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum, nesterov=cfg.nesterov, **how)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Of all groups, for the coming step."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def learning_rate(step: int, total_steps: int, steps_per_epoch: int, lr: float, cfg: LRScheduleConfig) -> float:

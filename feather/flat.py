@@ -1,4 +1,4 @@
-"""Many tensors as one: on a CPU an elementwise operation on a small one costs as much as on ten thousand elements."""
+"""Many tensors as one: an elementwise operation on a small one costs as much as on ten thousand elements, or more."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Run = list[tuple[Tensor, int]]  # 0-dim values, and of how many successive eleme
 
 
 def pack(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies with the shapes and memory layouts of ``tensors``; those of a CPU and one type lie behind each other."""
-    packed = [t if t.device.type == "cpu" else t.clone() for t in tensors]
-    for dtype in {t.dtype for t in packed if t.device.type == "cpu"}:
-        indices = [i for i, t in enumerate(packed) if t.device.type == "cpu" and t.dtype == dtype]
-        some = [packed[i] for i in indices]
+    """Copies with the shapes and memory layouts of ``tensors``; those of a device and type lie behind each other."""
+    packed = list(tensors)
+    for kind in {(t.device, t.dtype) for t in tensors}:
+        indices = [i for i, t in enumerate(tensors) if (t.device, t.dtype) == kind]
+        some = [tensors[i] for i in indices]
         parts = unflatten(some[0].new_empty(sum(t.numel() for t in some)), some)
         torch._foreach_copy_(parts, some)
         for i, part in zip(indices, parts, strict=True):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from feather.frameworks import Framework
-from feather.operator import p_threshold, p_threshold_all, scale_pruned_gradient
+from feather.operator import p_threshold, p_threshold_all, p_threshold_unread, scale_pruned_gradient
 from feather.schedule import Schedule
 
 
@@ -37,6 +37,25 @@ class Method(ABC):
     @abstractmethod
     def update(self, weights: Sequence[Tensor], step: int) -> None:
         """Prepare the forward pass that follows ``step`` optimizer steps, from the dense ``weights``."""
+
+    def make_recordable(self, device: torch.device) -> None:
+        """From now on be at every step the same operations on ``device``, so that a graph of one step can be replayed.
+
+        ``update`` is then ``announce``, which the host does at every step, and ``select``, which is recorded.
+
+        Raises:
+            ValueError: the method decides on the host what to compute.
+        """
+        raise ValueError(
+            f"A step of {type(self).__name__} decides on the host what to compute, so that no graph of it can be "
+            "recorded: train it without."
+        )
+
+    def announce(self, step: int) -> None:  # noqa: B027
+        """What the host has to do for the forward pass that follows ``step`` optimizer steps."""
+
+    def select(self, weights: Sequence[Tensor]) -> None:  # noqa: B027
+        """What the device has to do for the forward pass that was announced."""
 
     @abstractmethod
     def forward(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
@@ -104,24 +123,54 @@ class Thresholding(Method):
         self.identity_backward = theta == 1 or self._masks_late
         self.rounding = max(self.rounding, framework.rounding)
         self._thresholds: list[Tensor] = []
+        self._sparsity = 0.0
+        self._unread: Tensor | None = None  # the same on the device, where the host is to read nothing back
 
     def scheduled_sparsity(self, step: int) -> float:
         return self.schedule(step)
 
     def update(self, weights: Sequence[Tensor], step: int) -> None:
-        sparsity = self.schedule(step)
-        self.active = sparsity > 0
+        self.announce(step)
         if self.active:
             self.framework.update(weights, step)
-            self._thresholds = self.framework.thresholds(weights, sparsity)
+            self.select(weights)
+
+    def make_recordable(self, device: torch.device) -> None:
+        if type(self) is not Thresholding:
+            super().make_recordable(device)
+        if not self.framework.unread:
+            raise ValueError(
+                f"The framework {type(self.framework).__name__} computes its thresholds from numbers of the host, so "
+                "that no graph of a step can be recorded: use the framework global, or train without."
+            )
+        self._unread = torch.zeros((), dtype=torch.float64, device=device)
+
+    def announce(self, step: int) -> None:
+        self._sparsity = self.schedule(step)
+        self.active = self._sparsity > 0
+        if self._unread is not None:
+            self._unread.fill_(self._sparsity)
+
+    def select(self, weights: Sequence[Tensor]) -> None:
+        if not self.active:
+            return
+        if self._unread is None:
+            self._thresholds = self.framework.thresholds(weights, self._sparsity)
+            return
+        before, self._thresholds = self._thresholds, self.framework.thresholds(weights, self._unread)
+        if before:  # what is read after a replay has to be where the recorded step writes
+            for kept, found in {id(k): (k, f) for k, f in zip(before, self._thresholds, strict=True)}.values():
+                kept.copy_(found)
+            self._thresholds = before
 
     def forward(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
         if not self.active:
             return weights
-        if weights[0].device.type == "cpu" and len({weight.dtype for weight in weights}) == 1:
+        if self._unread is not None:
+            return p_threshold_unread(weights, self._thresholds, self.p)
+        if len({(weight.device, weight.dtype) for weight in weights}) == 1:
             return p_threshold_all(weights, self._thresholds, self.p)
-        # one after the other: a GPU's memory need not hold them all twice
-        return (p_threshold(w, t, self.p) for w, t in zip(weights, self._thresholds, strict=True))
+        return [p_threshold(w, t, self.p) for w, t in zip(weights, self._thresholds, strict=True)]
 
     def backward(self, index: int, grad: Tensor, sparse_weight: Tensor) -> Tensor:
         return scale_pruned_gradient(grad, sparse_weight, self.theta) if self.active else grad

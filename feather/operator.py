@@ -11,6 +11,7 @@ p = 1 is soft thresholding, p -> inf hard thresholding; the paper adopts p = 3.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from feather.flat import Run, joined, runs, unflatten
 
 _SLICE = 1 << 18  # elements worked on at a time on a CPU, so that what is between stays in the cache
+_LAUNCH = 1 << 24  # and on a GPU, so that what is between does not take much memory
 _FEW = 0.35  # of them, below which it pays to look for the kept ones
 
 
@@ -43,7 +45,7 @@ def p_threshold(weight: Tensor, threshold: Tensor, p: float = 3.0) -> Tensor:
 
 @torch.no_grad()
 def p_threshold_all(weights: Sequence[Tensor], thresholds: Sequence[Tensor], p: float = 3.0) -> list[Tensor]:
-    """``p_threshold`` of each weight under its threshold: on a CPU much faster where there are many small ones.
+    """``p_threshold`` of each weight under its threshold: much faster where there are many small ones.
 
     Args:
         weights: tensors of any shape, of one floating type and device.
@@ -51,10 +53,10 @@ def p_threshold_all(weights: Sequence[Tensor], thresholds: Sequence[Tensor], p: 
         p: order of the operator.
 
     Returns:
-        For each weight a new tensor of its shape and type; on a CPU they share one storage.
+        For each weight a new tensor of its shape and type; they may share storage.
     """
-    if weights[0].device.type != "cpu":  # what would have to wait for the device before Python knows how to go on
-        return [torch.where(t > 0, _of_order(p, w, t), w) for w, t in zip(weights, thresholds, strict=True)]
+    if weights[0].device.type != "cpu":
+        return p_threshold_unread(weights, thresholds, p)
     sparse = weights[0].new_empty(sum(weight.numel() for weight in weights))
     parts = unflatten(sparse, weights)
     dense = joined(weights)
@@ -67,6 +69,24 @@ def p_threshold_all(weights: Sequence[Tensor], thresholds: Sequence[Tensor], p: 
         _threshold_run(p, run, dense[start:end], sparse[start:end])
         start = end
     return parts
+
+
+@torch.no_grad()
+def p_threshold_unread(weights: Sequence[Tensor], thresholds: Sequence[Tensor], p: float = 3.0) -> list[Tensor]:
+    """``p_threshold_all`` by the same operations whatever the numbers are: the host reads none and waits for none."""
+    found: list[Tensor] = []
+    for _, alike in itertools.groupby(zip(thresholds, weights, strict=True), key=lambda pair: id(pair[0])):
+        pairs = list(alike)
+        threshold, some = pairs[0][0], [weight for _, weight in pairs]
+        dense = joined(some)
+        if dense is None:
+            found += [torch.where(threshold > 0, _of_order(p, weight, threshold), weight) for weight in some]
+            continue
+        sparse = torch.empty_like(dense)
+        for part, out in zip(torch.split(dense, _LAUNCH), torch.split(sparse, _LAUNCH), strict=True):
+            torch.where(threshold > 0, _of_order(p, part, threshold), part, out=out)
+        found += unflatten(sparse, some)
+    return found
 
 
 def scale_pruned_gradient(grad: Tensor, sparse_weight: Tensor, theta: float) -> Tensor:

@@ -19,6 +19,8 @@ from feather.operator import compute_dtype, numpy_reads_tensors
 
 ALGORITHMS = ("auto", "sort", "counting")
 
+_Ranks = tuple[int, int] | tuple[Tensor, Tensor]
+
 _CHUNK = 1 << 19  # elements on a CPU; what is worked on stays in the cache
 _SORT_BELOW = 1 << 22  # elements on a GPU: a sort of few needs fewer kernels, of many too much memory
 
@@ -28,7 +30,7 @@ def zeros_at(sparsity: float, size: int) -> int:
     return 0 if sparsity == 0 else math.floor((size - 1) * sparsity) + 1
 
 
-def magnitude_quantile(weights: Sequence[Tensor], sparsity: float, *, algorithm: str = "auto") -> Tensor:
+def magnitude_quantile(weights: Sequence[Tensor], sparsity: float | Tensor, *, algorithm: str = "auto") -> Tensor:
     """The linearly interpolated quantile of ``|w|`` over all tensors: Feather-Global's threshold T.
 
     T interpolates the sorted magnitudes at position ``(n - 1) * sparsity``. It stays below the upper neighbour, so that
@@ -36,7 +38,7 @@ def magnitude_quantile(weights: Sequence[Tensor], sparsity: float, *, algorithm:
 
     Args:
         weights: tensors of any shape and floating type on one device, n elements together.
-        sparsity: in [0, 1).
+        sparsity: in [0, 1), a number or a 0-dim fp64 tensor on the weights' device, which the host does not read.
         algorithm: one of ``ALGORITHMS``; all give the same bits. ``sort`` is the plain one, ``counting`` needs no host,
             ``auto`` is the fastest.
 
@@ -47,11 +49,15 @@ def magnitude_quantile(weights: Sequence[Tensor], sparsity: float, *, algorithm:
         raise ValueError(f"algorithm={algorithm!r} is unknown: choose one of {', '.join(ALGORITHMS)}.")
     size = sum(w.numel() for w in weights)
     position = (size - 1) * sparsity
-    rank = math.floor(position)
-    ranks = (rank, min(rank + 1, size - 1))
+    ranks, fraction = _ranks(position, size)
     weights = [weight.detach() for weight in weights]
     dtype = torch.float64 if any(compute_dtype(w.dtype) == torch.float64 for w in weights) else torch.float32
-    if algorithm == "auto" and weights[0].device.type == "cpu" and numpy_reads_tensors():
+    if (
+        algorithm == "auto"
+        and weights[0].device.type == "cpu"
+        and not isinstance(sparsity, Tensor)
+        and numpy_reads_tensors()
+    ):
         whole = joined(weights)
         flat = [whole] if whole is not None else [flatten(weight) for weight in weights]
         lower, upper = _by_partition(flat, dtype, ranks)
@@ -59,18 +65,29 @@ def magnitude_quantile(weights: Sequence[Tensor], sparsity: float, *, algorithm:
         lower, upper = _by_sorting([flatten(weight) for weight in weights], dtype, ranks)
     else:
         lower, upper = _by_counting([flatten(weight) for weight in weights], dtype, ranks)
-    threshold = torch.lerp(lower, upper, position - rank)
+    threshold = torch.lerp(lower, upper, fraction if isinstance(fraction, float) else fraction.to(dtype))
     below_upper = torch.nextafter(upper, torch.zeros_like(upper))
     return torch.where(lower < upper, torch.minimum(threshold, below_upper), threshold)
 
 
-def _by_sorting(flat: Sequence[Tensor], dtype: torch.dtype, ranks: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The magnitudes at the sorted positions ``ranks``, which are equal or successive: the definition."""
+def _ranks(position: float | Tensor, size: int) -> tuple[_Ranks, float | Tensor]:
+    """The sorted positions beside ``position``, equal or successive, and how far it lies from the lower one."""
+    if isinstance(position, Tensor):
+        below = position.floor()
+        lower = below.long()
+        return (lower, (lower + 1).clamp_max(size - 1)), position - below
+    rank = math.floor(position)
+    return (rank, min(rank + 1, size - 1)), position - rank
+
+
+def _by_sorting(flat: Sequence[Tensor], dtype: torch.dtype, ranks: _Ranks) -> tuple[Tensor, Tensor]:
+    """The magnitudes at the sorted positions ``ranks``: the definition."""
     ordered = torch.cat([w.to(dtype) for w in flat]).abs_().sort().values
-    return ordered[ranks[0]], ordered[ranks[1]]
+    lower, upper = (ordered.take(rank) if isinstance(rank, Tensor) else ordered[rank] for rank in ranks)
+    return lower, upper
 
 
-def _by_partition(flat: Sequence[Tensor], dtype: torch.dtype, ranks: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _by_partition(flat: Sequence[Tensor], dtype: torch.dtype, ranks: _Ranks) -> tuple[Tensor, Tensor]:
     """The same on the CPU. Extra memory: one copy of the weights."""
     magnitudes = torch.empty(sum(w.numel() for w in flat), dtype=dtype)
     start = 0
@@ -82,7 +99,7 @@ def _by_partition(flat: Sequence[Tensor], dtype: torch.dtype, ranks: tuple[int, 
     return magnitudes[ranks[0]], bits[ranks[1] :].amin().view(dtype)
 
 
-def _by_counting(flat: Sequence[Tensor], dtype: torch.dtype, ranks: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _by_counting(flat: Sequence[Tensor], dtype: torch.dtype, ranks: _Ranks) -> tuple[Tensor, Tensor]:
     """The same bit by bit, from the highest: the largest pattern that has at most ``ranks[0]`` smaller ones.
 
     Of fixed shape and without a host sync, as CUDA graphs need it. Extra memory: one copy of the weights and a chunk.

@@ -70,6 +70,7 @@ class Sparsifier:
         self._step_frame: FrameType | None = None  # of the optimizer step that is under way
         self._versions: list[int] = []
         self._finalized = False
+        self._recording = False  # inside `with sparsifier.recording():`
         self._handles: list[RemovableHandle] = []
         self._check_finite(wait=True)
         if not self._idle or modifier is not None:
@@ -249,6 +250,54 @@ class Sparsifier:
         self._holds_dense = False
         self._update()
 
+    # ---- steps that are recorded and replayed -----------------------------------------------------------------------
+
+    def make_recordable(self) -> None:
+        """From now on be the same operations on the device at every step, so that a CUDA graph can hold a whole step.
+
+            sparsifier.make_recordable()
+            ...                                                   # some ordinary steps
+            with torch.cuda.graph(graph), sparsifier.recording(): ...  # a whole step, up to optimizer.step()
+            sparsifier.advance(); graph.replay()                  # every step, for as long as it is ``steady``
+
+        Raises:
+            ValueError: the method or the modifier decides on the host what to compute.
+        """
+        if self.modifier is not None:
+            raise ValueError(
+                f"The modifier {type(self.modifier).__name__} decides on the host what to compute, so that no graph "
+                "of a step can be recorded: train without one of them."
+            )
+        if not self._idle:
+            self.method.make_recordable(self._dense[0].device)
+            self._update()
+
+    @property
+    def steady(self) -> bool:
+        """Whether weights are pruned both before and after the coming step, or neither: else it is one of its kind."""
+        return (self.sparsity > 0) == (self.method.scheduled_sparsity(self.step + 1) > 0)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Inside, an optimizer step changes nothing that the host knows: it is recorded and not taken."""
+        self._recording = True
+        try:
+            yield
+        finally:
+            self._recording = False
+
+    def advance(self) -> None:
+        """Tell that the recorded step is about to be replayed.
+
+        Raises:
+            RuntimeError: a weight was changed from outside since the last step.
+        """
+        if self._idle:
+            return
+        self._refuse_outside_changes()
+        self.step += 1
+        self.method.announce(self.step)
+
     # ---- hooks ----------------------------------------------------------------------------------------------------
 
     def _before_step(
@@ -261,7 +310,7 @@ class Sparsifier:
         if self._idle:
             return None
         # by value now and then, and early: what a loop writes through `parameter.data` moves no version counter
-        self._refuse_outside_changes(by_value=self.step % _CHECK_EVERY == 1)
+        self._refuse_outside_changes(by_value=self.step % _CHECK_EVERY == 1 and not self._recording)
         if self.step == self.total_steps:
             warnings.warn(
                 f"total_steps={self.total_steps} optimizer steps are done; more steps keep the sparsity at its target.",
@@ -321,6 +370,10 @@ class Sparsifier:
         if skipped:
             self._show_sparse()
             return
+        if self._recording:
+            self.method.select(self._dense)
+            self._show_sparse()
+            return
         self.step += 1
         self._check_finite(wait=False)
         self._update()
@@ -357,7 +410,7 @@ class Sparsifier:
             sparse = self.method.forward(self._dense)
             if isinstance(sparse, list):
                 torch._foreach_copy_(self._tensors, sparse)
-            else:  # made one after the other, to save memory
+            else:  # made one after the other
                 for parameter, weight in zip(self._parameters, sparse, strict=True):
                     parameter.copy_(weight)
         self._holds_dense = not self.method.active

@@ -52,7 +52,7 @@ class ST3Sigma(ST3):
 class SigmaMagnitude(GlobalMagnitude):
     """One quantile over the magnitudes of all layers, each in units of a typical initial magnitude of its layer."""
 
-    def thresholds(self, weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    def thresholds(self, weights: Sequence[Tensor], sparsity: float | Tensor) -> list[Tensor]:
         scales = [math.sqrt(sum(weight.shape)) for weight in weights]
         scaled = [w.to(compute_dtype(w.dtype)) * scale for w, scale in zip(weights, scales, strict=True)]
         quantile = magnitude_quantile(scaled, sparsity)

@@ -21,15 +21,17 @@ class Framework(ABC):
         learns: whether ``learn`` is to see the gradients.
         reaches: whether the zeros are ``zeros`` at the end; if not, they are what the training has come to.
         rounding: weights by which rounding may move the count of zeros at the end.
+        unread: whether ``thresholds`` also takes a sparsity that is a tensor, of which the host reads nothing.
     """
 
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     learns: bool = False
     reaches: bool = True
     rounding: int = 0
+    unread: bool = False
 
     @abstractmethod
-    def thresholds(self, weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    def thresholds(self, weights: Sequence[Tensor], sparsity: Any) -> list[Tensor]:
         """One 0-dim threshold per tensor of ``weights``, for ``sparsity`` in (0, 1)."""
 
     @abstractmethod

@@ -19,12 +19,13 @@ class GlobalMagnitude(Framework):
         selection: how the quantile is found, one of ``quantile.ALGORITHMS``; all give the same bits.
     """
 
+    unread = True
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"selection": ALGORITHMS}
 
     def __init__(self, selection: str = ALGORITHMS[0]) -> None:
         self.selection = selection
 
-    def thresholds(self, weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    def thresholds(self, weights: Sequence[Tensor], sparsity: float | Tensor) -> list[Tensor]:
         return [magnitude_quantile(weights, sparsity, algorithm=self.selection)] * len(weights)
 
     def zeros(self, shapes: Sequence[Sequence[int]], sparsity: float) -> int:
