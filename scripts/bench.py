@@ -5,9 +5,9 @@
     python scripts/bench.py --table         make the table anew from the committed measurements; measure nothing
     python scripts/bench.py --tag NAME      the same on another kind of machine, in files of its own: PART.NAME.json
 
-Parts: selection, overhead, choices, throughput, accuracy, data, start, scaling, reliability. Ratios are the result:
-of pairs that alternate, mostly in one process. Exit status: 0 done; 1 a regression, told in one sentence; 2 wrong
-arguments.
+Parts: selection, overhead, memory, choices, throughput, accuracy, data, start, scaling, reliability. Ratios are the
+result: of pairs that alternate, mostly in one process. Exit status: 0 done; 1 a regression, told in one sentence; 2
+wrong arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 from engine import script  # noqa: E402
 
-PARTS = ("selection", "overhead", "choices", "throughput", "accuracy", "data", "start", "scaling", "reliability")
+PARTS = (
+    "selection", "overhead", "memory", "choices", "throughput", "accuracy", "data", "start", "scaling", "reliability",
+)  # fmt: skip
 OUT = ROOT / "results" / "benchmarks"
 
 
@@ -32,13 +34,25 @@ def measure(part: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one part."""
     import torch
 
-    from engine.benchmarks import accuracy, choices, data, overhead, reliability, scaling, selection, start, throughput
+    from engine.benchmarks import (
+        accuracy,
+        choices,
+        data,
+        memory,
+        overhead,
+        reliability,
+        scaling,
+        selection,
+        start,
+        throughput,
+    )  # fmt: skip
 
     device = torch.device(options.device)
     quick = options.check
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "selection": lambda: selection.measure(quick, device),
         "overhead": lambda: overhead.measure(quick, device, options.models, options.pairs),
+        "memory": lambda: memory.measure(quick, device, options.models),
         "choices": lambda: choices.measure(quick, device, options.models),
         "throughput": lambda: throughput.measure(quick, device, options.models),
         "accuracy": lambda: accuracy.measure(quick, device, options.data),
@@ -106,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"],
                         help="cpu: CPU seconds of one thread, for a machine that others use as well")  # fmt: skip
     parser.add_argument("--device", help="cpu or cuda; default: a GPU where there is one")
-    parser.add_argument("--models", nargs="+", default=[], help="of overhead, choices and throughput; default all")
+    parser.add_argument("--models", nargs="+", default=[], help="networks; default all")
     parser.add_argument("--pairs", type=int, default=3, help="of steps in each stage of overhead (default 3)")
     parser.add_argument(
         "--data", type=Path, default=Path("data"), help="folder of CIFAR-100, of accuracy (default data)"

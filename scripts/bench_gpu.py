@@ -1,9 +1,8 @@
 """Everything about speed that needs a GPU, in one command: python scripts/bench_gpu.py [--out FILE]
 
-For each network: the dense and the sparse step, eager and captured in a CUDA graph; the sparse over the dense one; peak
-memory; a full run's time at that rate; and the floors that memory traffic and arithmetic set. The captured sparse step
-goes through the whole schedule with one capture: the threshold is found on the device by operations of fixed shape from
-a sparsity that is a tensor there. `--profile` also counts host synchronisations in the captured loop.
+For each network: train.py's dense and sparse step, one by one and replayed from a CUDA graph; the sparse over the
+dense one; peak memory; a full run's time at that rate; and the floors that memory traffic and arithmetic set.
+`--profile` also counts how often the host waits while graphs are replayed over a whole schedule.
 """
 
 from __future__ import annotations
@@ -17,14 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import feather  # noqa: E402
+from engine.captured import WARM_UP, CapturedStep, CudaRecorder, Recorder  # noqa: E402
+from engine.config import OptimizerConfig  # noqa: E402
+from engine.distributed import Ranks  # noqa: E402
+from engine.numerics import NumberGuard  # noqa: E402
+from engine.optimization import create_optimizer  # noqa: E402
+from engine.precision import resolve_precision  # noqa: E402
 from engine.records import environment, write_json  # noqa: E402
+from engine.step import TrainingStep  # noqa: E402
 from models import create_model  # noqa: E402
 
 # network: image size, classes, batch, epochs, images an epoch, seconds allowed for the full run (None: a rate is asked)
@@ -37,89 +42,57 @@ CASES = {
 SPARSITY = 0.98
 
 
-def quantile_of_rank(magnitudes: Tensor, rank: Tensor) -> Tensor:
-    """The magnitude of sorted position ``rank``, a 0-dim int64 tensor: of fixed shape, nothing is read by the host.
+class Run:
+    """Training steps of one network on one random batch, as train.py takes them.
 
-    Bit by bit as in ``feather.quantile``, where the rank is a number; a graph replays it for every rank.
-    """
-    bits = magnitudes.view(torch.int32)
-    found = torch.zeros((), dtype=torch.int32, device=bits.device)
-    for bit in reversed(range(31)):
-        candidate = found | (1 << bit)
-        found = torch.where((bits < candidate).sum() <= rank, candidate, found)
-    return found.view(torch.float32)
-
-
-class CapturedStep:
-    """One training step of Feather (p = 3) with its dense weights, thresholds and optimizer, free of host decisions.
-
-    The sparsity is written into ``rank`` between replays; everything else happens on the device. T is the lower of the
-    two magnitudes that the library interpolates between: the same weights are pruned.
+    Args:
+        name: of the network.
+        sparse: Feather at 98 %, of which all but the first step have zeros; else dense.
+        recorder: records the steps; None takes them one by one.
+        total_steps: of the schedule.
+        shape: batch size and image size; those of ``CASES`` by default.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, sparse: bool, theta: float) -> None:
-        self.model, self.images, self.labels, self.theta = model, images, labels, theta
-        prunable = list(feather.prunable_parameters(model).values()) if sparse else []
-        self.prunable: list[nn.Parameter] = prunable
-        self.dense = [p.detach().clone() for p in prunable]
-        self.size = sum(p.numel() for p in prunable)
-        self.rank = torch.zeros((), dtype=torch.int64, device=images.device)
-        self.momentum = [torch.zeros_like(p) for p in model.parameters()]
-
-    def set_sparsity(self, sparsity: float) -> None:
-        """For the following replays, without waiting for the device."""
-        self.rank.fill_(int((self.size - 1) * sparsity))
+    def __init__(
+        self,
+        name: str,
+        sparse: bool,
+        device: torch.device,
+        recorder: Recorder | None = None,
+        total_steps: int = 10**6,
+        shape: tuple[int, int] | None = None,
+    ) -> None:
+        size, classes, batch, *_ = CASES[name]
+        batch, size = shape or (batch, size)
+        torch.manual_seed(0)
+        layout = torch.channels_last
+        self.model = create_model(name, num_classes=classes).to(device, memory_format=layout).train()
+        self.images = torch.randn(batch, 3, size, size, device=device).to(memory_format=layout)
+        self.labels = torch.randint(0, classes, (batch,), device=device)
+        precision = resolve_precision("bf16" if device.type == "cuda" else "fp32", device)
+        captured = recorder is not None
+        optimizer = create_optimizer(self.model, OptimizerConfig(name="sgd", lr=0.01), captured=captured)
+        self.sparsifier = feather.create(
+            "feather" if sparse else "dense", self.model, optimizer, sparsity=SPARSITY if sparse else 0.0,
+            total_steps=total_steps,
+        )  # fmt: skip
+        scaler = precision.scaler()
+        guard = NumberGuard(self.model, "raise", scaler, Ranks(0, 1, 0, device), precision.autocast)
+        self.take: TrainingStep | CapturedStep
+        self.take = step = TrainingStep(self.model, self.model, optimizer, scaler, guard, precision, clip=3.0)
+        if recorder is not None:
+            self.sparsifier.make_recordable()
+            self.take = CapturedStep(step, self.sparsifier, recorder)
+        self.taken = 0
 
     def __call__(self) -> None:
-        with torch.autocast(self.images.device.type, dtype=torch.bfloat16):
-            logits = self.model(self.images)
-        loss = F.cross_entropy(logits.float(), self.labels)
-        parameters = list(self.model.parameters())
-        gradients = list(torch.autograd.grad(loss, parameters))
-        with torch.no_grad():
-            position = {id(p): index for index, p in enumerate(parameters)}
-            for parameter, dense in zip(self.prunable, self.dense, strict=True):
-                index = position[id(parameter)]
-                gradients[index] = feather.scale_pruned_gradient(gradients[index], parameter.detach(), self.theta)
-                parameter.copy_(dense)
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            torch._foreach_mul_(gradients, (3.0 / (norm + 1e-6)).clamp(max=1.0))
-            torch._foreach_mul_(self.momentum, 0.9)
-            torch._foreach_add_(self.momentum, gradients)
-            torch._foreach_add_(parameters, self.momentum, alpha=-0.01)
-            if self.prunable:
-                torch._foreach_copy_(self.dense, [p.detach() for p in self.prunable])
-                magnitudes = torch.cat([w.permute(_order(w)).reshape(-1) for w in self.dense]).abs_()
-                threshold = quantile_of_rank(magnitudes, self.rank)
-                for parameter, dense in zip(self.prunable, self.dense, strict=True):
-                    parameter.copy_(feather.p_threshold(dense, threshold))
+        self.take(self.taken, self.images, self.labels, len(self.labels))
+        self.taken += 1
 
-    def capture(self) -> Callable[[], None]:
-        """The step as a CUDA graph."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+    def warm_up(self) -> None:
+        """Until the steps that follow are all alike: recorded, where they are recorded at all."""
+        for _ in range(WARM_UP + 2):
             self()
-        return graph.replay
-
-
-def _order(weight: Tensor) -> list[int]:
-    return sorted(range(weight.ndim), key=weight.stride, reverse=True)
-
-
-def build(name: str, sparse: bool) -> CapturedStep:
-    """The step of one network on random images."""
-    size, classes, batch, *_ = CASES[name]
-    torch.manual_seed(0)
-    model = create_model(name, num_classes=classes).cuda().to(memory_format=torch.channels_last).train()
-    images = torch.randn(batch, 3, size, size, device="cuda").to(memory_format=torch.channels_last)
-    labels = torch.randint(0, classes, (batch,), device="cuda")
-    return CapturedStep(model, images, labels, sparse, feather.auto_theta(SPARSITY))
 
 
 def rate(step: Callable[[], None], count: int) -> float:
@@ -132,32 +105,32 @@ def rate(step: Callable[[], None], count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
-def floors(step: CapturedStep) -> dict[str, float]:
+def floors(run: Run) -> dict[str, float]:
     """Seconds that this card's own copy and multiplication rates allow at best for what a step moves and multiplies."""
     n = 1 << 28
     source, target = (torch.empty(n, dtype=torch.uint8, device="cuda") for _ in range(2))
     bytes_per_second = 2 * n / rate(lambda: target.copy_(source) and None, 20)
     square = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     flops_per_second = 2 * 8192**3 / rate(lambda: torch.mm(square, square) and None, 10)
-    macs = feather.count_flops(step.model, step.images[:1]).dense
-    moved = activations(step) * 2 * 3  # bf16; written forward, read backward, gradients written
+    macs = feather.count_flops(run.model, run.images[:1]).dense
+    moved = activations(run) * 2 * 3  # bf16; written forward, read backward, gradients written
     return {
-        "arithmetic_floor_seconds": 3 * 2 * macs * len(step.images) / flops_per_second,
+        "arithmetic_floor_seconds": 3 * 2 * macs * len(run.images) / flops_per_second,
         "memory_floor_seconds": moved / bytes_per_second,
     }
 
 
-def activations(step: CapturedStep) -> int:
+def activations(run: Run) -> int:
     """Elements that the convolutions, norms and linear layers of one forward pass put out."""
     counted: list[int] = []
     kinds = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
     hooks = [
         module.register_forward_hook(lambda module, inputs, output: counted.append(output.numel()))
-        for module in step.model.modules()
+        for module in run.model.modules()
         if isinstance(module, kinds)
     ]
     with torch.no_grad():
-        step.model(step.images)
+        run.model(run.images)
     for hook in hooks:
         hook.remove()
     return sum(counted)
@@ -166,52 +139,51 @@ def activations(step: CapturedStep) -> int:
 def measure(name: str, rounds: int) -> dict[str, Any]:
     """One network: eager and captured, dense and sparse, in turn."""
     *_, batch, epochs, per_epoch, allowed = CASES[name]
-    steps: dict[str, Callable[[], None]] = {}
+    device = torch.device("cuda")
+    runs: dict[str, Run] = {}
     memory: dict[str, int] = {}
     for kind, sparse in (("dense", False), ("sparse", True)):
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        eager = build(name, sparse)
-        eager()
+        runs[f"{kind}_eager"] = Run(name, sparse, device)
+        runs[f"{kind}_eager"].warm_up()
         memory[kind] = torch.cuda.max_memory_allocated() - before
-        steps[f"{kind}_eager"] = eager
-        captured = build(name, sparse)
-        if sparse:
-            captured.set_sparsity(SPARSITY)
-            eager.set_sparsity(SPARSITY)
-        steps[f"{kind}_captured"] = captured.capture()
-    found: dict[str, list[float]] = {key: [] for key in steps}
+        runs[f"{kind}_captured"] = Run(name, sparse, device, CudaRecorder(device))
+        runs[f"{kind}_captured"].warm_up()
+    found: dict[str, list[float]] = {key: [] for key in runs}
     for _ in range(rounds):
-        for key, step in steps.items():
-            found[key].append(rate(step, 20))
+        for key, run in runs.items():
+            found[key].append(rate(run, 20))
     seconds = {key: statistics.median(values) for key, values in found.items()}
     total = epochs * -(-per_epoch // batch)
-    weights = sum(4 * w.numel() for w in steps["sparse_eager"].dense)  # type: ignore[attr-defined]
+    weights = 4 * runs["sparse_eager"].sparsifier.report().prunable
     return {
         "model": name, "batch_size": batch, "seconds": seconds,
         "ratio_eager": seconds["sparse_eager"] / seconds["dense_eager"],
         "ratio_captured": seconds["sparse_captured"] / seconds["dense_captured"],
         "images_per_second": batch / seconds["sparse_captured"],
         "full_run_seconds_of_steps": total * seconds["sparse_captured"], "full_run_seconds_allowed": allowed,
-        "memory_ratio": memory["sparse"] / (memory["dense"] + weights), **floors(steps["dense_eager"]),  # type: ignore[arg-type]
+        "memory_ratio": memory["sparse"] / (memory["dense"] + weights), **floors(runs["dense_eager"]),
     }  # fmt: skip
 
 
-def host_waits(name: str) -> int:
-    """Synchronisations in 100 captured steps over the whole schedule, as the profiler sees them."""
-    step = build(name, sparse=True)
-    replay = step.capture()
-    schedule = feather.Cubic(target=SPARSITY, start_step=0, end_step=50)
+def host_waits(name: str) -> dict[str, int]:
+    """How often the host waits in 100 steps over a whole schedule, as the profiler sees it, by what it calls.
+
+    ``cudaEventSynchronize`` is the guard's look at the step before, while the device works on this one.
+    """
+    device = torch.device("cuda")
+    run = Run(name, True, device, CudaRecorder(device), total_steps=100 + WARM_UP + 2)
+    run.warm_up()
     torch.cuda.synchronize()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     ) as profile:
-        for index in range(100):
-            step.set_sparsity(schedule(index))
-            replay()
+        for _ in range(100):
+            run()
     events = profile.key_averages()
-    return sum(event.count for event in events if "Synchronize" in event.key or "_local_scalar" in event.key)
+    return {e.key: e.count for e in events if "Synchronize" in e.key or "_local_scalar" in e.key}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """What stands in for a CUDA graph where there is no GPU: the calls of torch's operators, recorded and made again.
 
-As on a GPU, recording computes nothing that lasts, every number of the host is frozen, the results of a replay lie where
-the recorded ones would have, and to read a value while recording is an error.
+As on a GPU, recording computes nothing that lasts, every number of the host is frozen, the results of a replay lie
+where the recorded ones would have, and to read a value while recording is an error.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from engine.benchmarks import accuracy, base, overhead, selection
+from engine.benchmarks import accuracy, base, memory, overhead, selection
 from engine.data.small import RECIPES
 from scripts import bench
 from tests.train_helpers import start
@@ -91,6 +91,31 @@ def test_overhead_goes_through_the_whole_schedule(monkeypatch):
     assert len(found["ratio_by_stage"]) == overhead.STAGES
     assert 0 < min(s for s in steps if s) < 0.7
     assert max(steps) == 0.98
+
+
+def test_peak_memory_is_that_of_both_trainings_and_one_copy(monkeypatch):
+    taken = {0.0: (1000, 100), memory.SPARSITY: (1210, 100)}
+    monkeypatch.setattr(memory, "_alone", lambda name, sparsity, device: taken[sparsity])
+    (found,) = memory.measure(True, torch.device("cpu"))
+    assert found["ratio"] == pytest.approx(1.1)
+    assert not base.reaches(found)
+
+
+def test_a_peak_is_of_a_training_through_ramp_and_target(monkeypatch):
+    monkeypatch.setattr(memory, "BATCH_SIZE", 2)
+    monkeypatch.setattr(overhead, "create_model", lambda *a, **k: torch.nn.Sequential(
+        torch.nn.Conv2d(3, 100, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()))  # fmt: skip
+    seen = []
+    real = overhead.Contender.step
+    monkeypatch.setattr(
+        overhead.Contender, "step", lambda self, *a: real(self, *a) and seen.append(self.sparsifier.sparsity)
+    )
+    taken, weights = memory.peak("resnet20", memory.SPARSITY, "cpu")
+    assert weights == 4 * 3 * 100 * 9
+    images = 4 * 2 * 3 * 32 * 32
+    outputs = 4 * 2 * 100 * 30 * 30
+    assert taken > images + outputs + 4 * weights, "sparse and dense weights, gradients and momentum"
+    assert 0 < seen[0] < seen[1] < seen[2] == memory.SPARSITY
 
 
 def test_the_plain_loop_trains_what_train_py_trains(tmp_path, monkeypatch):

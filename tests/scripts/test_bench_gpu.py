@@ -1,37 +1,32 @@
-"""scripts/bench_gpu.py as far as it can be tested without a GPU: its captured step prunes what it should, and no host
-decision hides in the device-side quantile."""
+"""scripts/bench_gpu.py without a GPU: what it times are training steps, recorded ones too."""
 
 import pytest
 import torch
-from torch import nn
 
-import feather
 from scripts import bench_gpu
+from tests.graph_recorder import GraphRecorder
+
+CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("rank", [0, 1, 500, 999])
-def test_the_quantile_of_a_rank_that_is_a_tensor(rank):
-    magnitudes = torch.cat([torch.rand(990, generator=torch.Generator().manual_seed(0)), torch.zeros(10)])
-    found = bench_gpu.quantile_of_rank(magnitudes, torch.tensor(rank))
-    assert torch.equal(found, magnitudes.sort().values[rank])
+def test_its_recorded_steps_are_its_ordinary_ones_and_prune():
+    recorder = GraphRecorder()
+    runs = [bench_gpu.Run("resnet20", True, CPU, how, total_steps=12, shape=(4, 8)) for how in (recorder, None)]
+    for run in runs:
+        run.warm_up()
+        for _ in range(3):
+            run()
+    assert recorder.graphs == 1
+    assert recorder.replays >= 3
+    captured, eager = runs
+    assert captured.sparsifier.step == eager.sparsifier.step == captured.taken
+    assert captured.sparsifier.report().zeros == eager.sparsifier.report().zeros > 0
 
 
-def test_the_host_reads_nothing():
-    """A meta tensor has no values: reading one raises."""
-    found = bench_gpu.quantile_of_rank(torch.empty(100, device="meta"), torch.empty((), device="meta"))
-    assert found.device.type == "meta"
-
-
-def test_the_step_follows_the_sparsity_that_it_is_given():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
-    step = bench_gpu.CapturedStep(model, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]), sparse=True, theta=0.5)
-    for sparsity in (0.3, 0.9):
-        step.set_sparsity(sparsity)
-        before = [w.clone() for w in step.dense]
-        step()
-        assert sum(int((p == 0).sum()) for p in step.prunable) == feather.zeros_at(sparsity, step.size)
-        assert not any(map(torch.equal, before, step.dense))
+def test_the_dense_run_prunes_nothing():
+    run = bench_gpu.Run("resnet20", False, CPU, GraphRecorder(), shape=(4, 8))
+    run.warm_up()
+    assert run.sparsifier.report().zeros == 0
 
 
 def test_without_a_gpu_it_says_so(capsys, monkeypatch):
