@@ -8,12 +8,14 @@ import difflib
 import functools
 import os
 import re
+import string
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
@@ -23,6 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 from engine import script
 from engine.config import Config, ConfigError
 from engine.trust import guard
+
+CONF = Path(__file__).parents[1] / "conf"
 
 _failed: list[str] = []
 _full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"  # the user's wish for tracebacks
@@ -48,6 +52,15 @@ def run(main: Callable[[], Any]) -> NoReturn:
     script.run(functools.partial(_run, main))
 
 
+def _help() -> str:
+    """Hydra's help from the template in conf/; Hydra takes seconds, as it copies all configurations for each group."""
+    folders = sorted(path for path in CONF.rglob("*") if path.is_dir() and CONF / "hydra" not in (path, *path.parents))
+    options = {folder: ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) for folder in folders}
+    groups = [f"{folder.relative_to(CONF).as_posix()}: {names}" for folder, names in options.items()]
+    template: str = yaml.safe_load((CONF / "config.yaml").read_text())["hydra"]["help"]["template"]
+    return string.Template(template).substitute(APP_CONFIG_GROUPS="\n".join([*groups, ""]))
+
+
 def _run(main: Callable[[], Any]) -> None:
     guard()
     if _full_error:
@@ -61,6 +74,9 @@ def _run(main: Callable[[], Any]) -> None:
             sys.exit(f"{argument} has no option before its equals sign: write KEY=VALUE.")
     argparse.ArgumentParser.error = _wrong_flag  # type: ignore[assignment, method-assign]
     _refuse_empty_sweep(sys.argv[1:])
+    if sys.argv[1:] in (["--help"], ["-h"]):  # with anything else Hydra looks at that as well
+        print(_help())
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra lets errors through to here instead of printing them its way
     if any(argument.startswith("hydra/launcher=") for argument in sys.argv):
         importable()

@@ -106,7 +106,7 @@ def test_help_answers_without_torch_and_lists_every_group() -> None:
         timeout=60,
         check=True,
     )
-    assert time.monotonic() - started < 30  # about one second where nothing else runs
+    assert time.monotonic() - started < 30  # half a second where nothing else runs
     imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines() if line.startswith("import time")}
     assert "hydra" in imported
     assert not imported & {"torch", "numpy", "wandb", "torchvision", "feather"}
@@ -115,3 +115,7 @@ def test_help_answers_without_torch_and_lists_every_group() -> None:
         assert line == f"{group.name}: {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}"
     for word in ("sparsity=", "seed=", "run_dir=", "torchrun", "--cfg job"):
         assert word in ended.stdout
+    hydras = subprocess.run(
+        [sys.executable, str(TRAIN), "seed=0", "--help"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout.rstrip() == hydras.stdout.rstrip(), "Hydra's own, which takes seconds"
