@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from engine.plan import Job
+from engine.yaml_file import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,7 +24,7 @@ def known_results() -> list[dict[str, Any]]:
     for path in [*Path("runs").glob("*/*/result.json"), *(ROOT / "results" / "runs").glob("*/*/result.json")]:
         try:
             content = json.loads(path.read_text())
-            found.append({**content, "config": yaml.safe_load((path.parent / "config.yaml").read_text())})
+            found.append({**content, "config": read_yaml(path.parent / "config.yaml")})
         except (OSError, ValueError, TypeError, yaml.YAMLError):
             continue
     return found

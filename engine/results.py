@@ -15,6 +15,7 @@ import yaml
 
 from engine.config import Config
 from engine.settings import Setting, flatten, modifier_name, option_texts, order, scale_name, text_of
+from engine.yaml_file import read_yaml
 
 FORMAT = 1
 RESULT, CONFIG, METRICS = "result.json", "config.yaml", "metrics.jsonl"
@@ -193,7 +194,7 @@ def read_run(directory: Path) -> Run:
         raise ResultError(f"{directory} has no {RESULT}: the run has not finished, start it again to finish it.")
     result = read_result(directory / RESULT)
     try:
-        config = yaml.safe_load((directory / CONFIG).read_text())
+        config = read_yaml(directory / CONFIG)
     except OSError as error:
         raise ResultError(f"{directory / CONFIG} cannot be read ({error.strerror}); collect the run again.") from None
     except yaml.YAMLError:

@@ -26,6 +26,7 @@ from engine import script  # noqa: E402
 from engine.config import NOT_HASHED  # noqa: E402
 from engine.records import read_metrics  # noqa: E402
 from engine.results import CONFIG, METRICS, flatten  # noqa: E402
+from engine.yaml_file import read_yaml  # noqa: E402
 
 MODEL = "model.safetensors"
 
@@ -47,7 +48,7 @@ def differences(a: Path, b: Path) -> Iterator[str]:
 def settings(run: Path) -> dict[str, Any]:
     """The flattened configuration, without where and how the run was executed."""
     try:
-        config = yaml.safe_load((run / CONFIG).read_text())
+        config = read_yaml(run / CONFIG)
     except (OSError, yaml.YAMLError):
         config = None
     if not isinstance(config, dict):

@@ -220,4 +220,4 @@ def test_case_by_case_nothing_but_a_run_or_a_sentence(
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "block" in metafunc.fixturenames:
-        metafunc.parametrize("block", [0, 1, *(pytest.param(block, marks=pytest.mark.long) for block in range(2, 40))])
+        metafunc.parametrize("block", [0, *(pytest.param(block, marks=pytest.mark.long) for block in range(1, 40))])

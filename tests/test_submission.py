@@ -44,12 +44,12 @@ def test_every_setting_for_slurm_is_known_to_submitit() -> None:
     assert not {renamed.get(key, key) for key in settings} - valid
 
 
-def test_train_py_sweeps_through_submitit(tmp_path: Path) -> None:
-    command = [sys.executable, str(TRAIN), "-m", *TINY, "sparsity=0.5,0.6", "hydra/launcher=submitit_local"]
+def test_train_py_is_submitted_by_its_sweep(tmp_path: Path) -> None:
+    command = [sys.executable, str(TRAIN), "-m", *TINY, "sparsity=0.5", "hydra/launcher=submitit_local"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stderr
-    results = [read_json(path) for path in tmp_path.glob("runs/default/*/result.json")]
-    assert sorted(result["target_sparsity"] for result in results) == [0.5, 0.6]
+    (result,) = tmp_path.glob("runs/default/*/result.json")
+    assert read_json(result)["target_sparsity"] == 0.5
 
 
 @pytest.mark.long

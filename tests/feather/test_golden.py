@@ -79,7 +79,7 @@ def initialise(model):
     return order
 
 
-@pytest.mark.parametrize("name", ["trace_resnet20_s0.90", "trace_resnet20_s0.98"])
+@pytest.mark.parametrize("name", [pytest.param("trace_resnet20_s0.90", marks=pytest.mark.long), "trace_resnet20_s0.98"])
 def test_training_trace(name):
     """Losses, gradient norms, thresholds, zeros and final logits follow the authors' code step by step."""
     z = load(name)

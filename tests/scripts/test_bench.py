@@ -122,7 +122,7 @@ def test_the_plain_loop_trains_what_train_py_trains(tmp_path, monkeypatch):
     """Whole data set in a batch, no crops: no random number is left but the initial weights, so both must agree."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], padding=0))
-    options = ("trainer.batch_size=1438", "trainer.epochs=12", "sparsity=0.9", "seed=5", "run_dir=run")
+    options = ("trainer.batch_size=1438", "trainer.epochs=6", "sparsity=0.9", "seed=5", "run_dir=run")
     ours = start(*options)
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     found = accuracy.plainly(config, torch.device("cpu"), tmp_path)
