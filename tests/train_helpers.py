@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import runpy
 import signal
@@ -23,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from engine.config import prepare, register_schema, run_directory
+from tests.processes import forkserver
 
 register_schema()
 
@@ -36,12 +36,6 @@ TINY = (
     "trainer.precision=fp32", "trainer.device=cpu", "logger=none", "sparsity=0.6", "optimizer.lr=0.3",
     "method.exclude=[fc.*]",
 )  # fmt: skip
-
-_PRELOADED = [
-    "torch", "torchvision", "sklearn.datasets", "safetensors.torch", "wandb", "tests.train_helpers", "train",
-    "engine.data", "engine.distributed", "engine.evaluate", "engine.outcome", "engine.progress", "engine.tracking",
-    "models",
-]  # fmt: skip
 
 # what of a record or a result tells of the clock, the machine or the command, not of the computation
 _CIRCUMSTANCES = {
@@ -95,10 +89,8 @@ class Command:
         with_arguments: tuple[Any, ...] = (),
         name: str = "process",
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
         self._streams = [cwd / f".{name}.{stream}" for stream in ("out", "err")]
-        self.process = context.Process(
+        self.process = forkserver().Process(
             target=_train, args=(arguments, str(cwd), dict(env or {}), before, with_arguments, list(self._streams))
         )
         with mock.patch.dict(os.environ, {"PYTHONPATH": str(ROOT)}):  # of the server, which the first call starts

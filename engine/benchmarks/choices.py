@@ -54,7 +54,7 @@ def measure(quick: bool, device: torch.device, models: Sequence[str] = ()) -> li
             if alternative == "memory returned":
                 found = [_memory(name, device) for _ in range(1 if quick else 3)]
             else:
-                found = pairs(training_step(name, device, alternative), chosen, 2 if quick else 4, device)
+                found = pairs(training_step(name, device, alternative), chosen, 2 if quick else 8, device)
             slow, fast = medians(found)
             rows.append({
                 "name": f"choices, {name}, {alternative} / as chosen", "ratio": median_ratio(found), "better": "higher",

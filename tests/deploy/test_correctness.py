@@ -64,8 +64,11 @@ def test_every_layer(target: str, aligned: bool) -> None:
     check(every_layer(), small_images(), target, aligned=aligned, flags=flags)
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
-@pytest.mark.parametrize("width", [16, 13, 3])  # of rows: whole vectors, with a gap, less than one of AVX2
+@pytest.mark.parametrize(  # of rows: whole vectors, with a gap, less than one of AVX2
+    ("width", "kernel"),
+    [(16, 1), (16, 3), (16, 7), (13, 3), (13, 5), (3, 3)]
+    + [pytest.param(*case, marks=pytest.mark.long) for case in ((16, 5), (13, 1), (13, 7), (3, 1), (3, 5), (3, 7))],
+)
 def test_sums_are_shifted_by_any_number_of_pixels(width: int, kernel: int) -> None:
     """Seven columns dilated by three look beyond both ends of every row, and across several vectors."""
     needs_compiler()

@@ -16,6 +16,7 @@ from feather.frameworks.asl_plus import CROSSING, EXACT, ASLPlus, is_laplace, la
 from feather.frameworks.learned import GRADIENTS, centre_, standard_deviation, threshold_gradient
 from feather.schedule import Cubic
 from tests.feather.reference import loop
+from tests.processes import on_two_ranks
 
 SIZES = [40 * 30, 30 * 40, 40 * 3]  # ASL leaves the last dense
 GRID = [("feather", {}), ("feather", {"p": 2.5, "theta": 0.3}), ("gmp", {}), ("ste", {}), ("soft_ste", {})]
@@ -476,7 +477,7 @@ def worker(rank, directory):
 def test_ranks_learn_the_same_thresholds_without_communication_and_those_of_one_process(tmp_path):
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("torch is built without gloo")
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    on_two_ranks(worker, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for case, first, second in zip(PARALLEL, *ranks, strict=True):
         assert torch.equal(first["ratios"], second["ratios"])

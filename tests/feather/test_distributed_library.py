@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import feather
 from tests.feather.reference import loop, make_batches, make_model
+from tests.processes import on_two_ranks
 
 NAMES = ["0.weight", "2.weight", "4.weight"]
 SIZE = 6 * 16 + 16 * 8 + 8 * 3
@@ -109,7 +110,7 @@ def ranks(tmp_path_factory):
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("torch is built without gloo")
     directory = tmp_path_factory.mktemp("ddp")
-    torch.multiprocessing.spawn(worker, (str(directory),), nprocs=2)
+    on_two_ranks(worker, str(directory))
     return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
