@@ -64,6 +64,7 @@ class Sparsifier:
         self._dense = [p.detach() for p in self._parameters]
         if not self._idle:
             self._dense = pack([method.encode(index, weight) for index, weight in enumerate(self._dense)])
+        self._places = _places(self._parameters)  # where they were when the dense copies were made
         self._holds_dense = True  # what the Parameters hold now
         self._in_dense = False  # inside `with sparsifier.dense():`
         self._load_call: tuple[nn.Module, list[str]] | None = None  # the load_state_dict call that is under way
@@ -431,11 +432,10 @@ class Sparsifier:
         if self._idle:
             self._dense = [parameter.detach() for parameter in self._parameters]
             return False
-        moved = any(
-            (parameter.device, parameter.dtype, parameter.stride()) != (weight.device, weight.dtype, weight.stride())
-            for parameter, weight in zip(self._parameters, self._dense, strict=True)
-        )
+        places = _places(self._parameters)
+        moved = places != self._places
         if moved:
+            self._places = places
             before, self._dense = self._dense, pack([parameter.detach() for parameter in self._parameters])
             for weight, old in zip(self._dense, before, strict=True):
                 weight.copy_(old)
@@ -586,6 +586,10 @@ class _LoadHook:
     def __reduce__(self) -> tuple[Any, ...]:
         # from the standard library alone, so that torch.save(model) loads where feather is not installed
         return getattr, (nullcontext(), "__exit__")
+
+
+def _places(parameters: Sequence[nn.Parameter]) -> list[tuple[torch.device, torch.dtype, tuple[int, ...]]]:
+    return [(parameter.device, parameter.dtype, parameter.stride()) for parameter in parameters]
 
 
 def _skips(optimizer: torch.optim.Optimizer) -> bool:

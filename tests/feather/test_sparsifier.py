@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import feather
+from feather.flat import pack
 from tests.feather import reference
 from tests.feather.reference import loop, make_batches, make_model
 
@@ -133,6 +134,22 @@ def test_weight_decay_acts_in_full_on_pruned_dense_weights():
     after = dense_of(model, sparsifier)
     for name in NAMES:
         torch.testing.assert_close(after[name][pruned[name]], before[name][pruned[name]] * (1 - 0.1 * 0.5))
+
+
+def test_a_weight_is_followed_to_another_layout_once_and_one_with_gaps_never(monkeypatch):
+    model = make_model()
+    model[0].weight = nn.Parameter(torch.randn(16, 12, dtype=torch.float64)[:, ::2])
+    _, optimizer, sparsifier = setup(model=model)
+    followed = []
+    monkeypatch.setattr("feather.sparsifier.pack", lambda weights: followed.append(1) or pack(weights))
+    for step, (x, y) in enumerate(make_batches(6)):
+        if step == 3:
+            model[0].weight.data = model[0].weight.data.contiguous()
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+        assert len(followed) == (step >= 3)
+    assert sparsifier.step == 6
+    assert dense_of(model, sparsifier)["0.weight"].all()
 
 
 def test_a_weight_unfrozen_later_gets_the_gradient_rule_from_its_first_gradient():
