@@ -127,13 +127,13 @@ def train(cfg: Config, ranks, command_began: float, left_out: list[int]) -> floa
     scaler = precision.scaler()
     guard = NumberGuard(model, trainer.nonfinite, scaler, ranks, precision.autocast, left_out)
     network = torch.compile(model) if trainer.compile else model
-    take = ordinary = TrainingStep(
+    take = TrainingStep(
         DistributedDataParallel(network) if ranks.world_size > 1 else network, model, optimizer, scaler, guard,
         precision, accumulate=trainer.accumulate, label_smoothing=trainer.label_smoothing, clip=trainer.clip_grad_norm,
         world_size=ranks.world_size,
     )  # fmt: skip
     if records is not None:
-        take = CapturedStep(ordinary, sparsifier, records)
+        take = CapturedStep(take, sparsifier, records)
 
     # ---- go on where an earlier process stopped -------------------------------------------------------------------
     if ranks.is_main:

@@ -78,19 +78,30 @@ def test_selection_rows_compare_equal_bits(monkeypatch):
     assert [r["bit_equal"] for r in rows] == [True] * 3
 
 
-def test_overhead_goes_through_the_whole_schedule(monkeypatch):
-    monkeypatch.setattr(overhead, "BATCH_SIZE", 2)
+@pytest.fixture
+def sparsities(monkeypatch):
+    """After each step of a small network that stands in for those that are measured."""
+    for part in (overhead, memory):
+        monkeypatch.setattr(part, "BATCH_SIZE", 2)
     monkeypatch.setattr(overhead, "create_model", lambda *a, **k: torch.nn.Sequential(
         torch.nn.Conv2d(3, 100, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()))  # fmt: skip
-    steps = []
+    seen = []
     real = overhead.Contender.step
-    monkeypatch.setattr(
-        overhead.Contender, "step", lambda self, *a: steps.append(self.sparsifier.sparsity) or real(self, *a)
-    )
+
+    def step(self, *batch):
+        seconds = real(self, *batch)
+        seen.append(self.sparsifier.sparsity)
+        return seconds
+
+    monkeypatch.setattr(overhead.Contender, "step", step)
+    return seen
+
+
+def test_overhead_goes_through_the_whole_schedule(sparsities):
     _, found = overhead.measure(True, torch.device("cpu"))
     assert len(found["ratio_by_stage"]) == overhead.STAGES
-    assert 0 < min(s for s in steps if s) < 0.7
-    assert max(steps) == 0.98
+    assert 0 < min(s for s in sparsities if s) < 0.7
+    assert max(sparsities) == 0.98
 
 
 def test_peak_memory_is_that_of_both_trainings_and_one_copy(monkeypatch):
@@ -101,21 +112,13 @@ def test_peak_memory_is_that_of_both_trainings_and_one_copy(monkeypatch):
     assert not base.reaches(found)
 
 
-def test_a_peak_is_of_a_training_through_ramp_and_target(monkeypatch):
-    monkeypatch.setattr(memory, "BATCH_SIZE", 2)
-    monkeypatch.setattr(overhead, "create_model", lambda *a, **k: torch.nn.Sequential(
-        torch.nn.Conv2d(3, 100, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()))  # fmt: skip
-    seen = []
-    real = overhead.Contender.step
-    monkeypatch.setattr(
-        overhead.Contender, "step", lambda self, *a: real(self, *a) and seen.append(self.sparsifier.sparsity)
-    )
+def test_a_peak_is_of_a_training_through_ramp_and_target(sparsities):
     taken, weights = memory.peak("resnet20", memory.SPARSITY, "cpu")
     assert weights == 4 * 3 * 100 * 9
     images = 4 * 2 * 3 * 32 * 32
     outputs = 4 * 2 * 100 * 30 * 30
     assert taken > images + outputs + 4 * weights, "sparse and dense weights, gradients and momentum"
-    assert 0 < seen[0] < seen[1] < seen[2] == memory.SPARSITY
+    assert 0 < sparsities[0] < sparsities[1] < sparsities[2] == memory.SPARSITY
 
 
 def test_the_plain_loop_trains_what_train_py_trains(tmp_path, monkeypatch):
